@@ -1,0 +1,12 @@
+//! Programs that measure Forebay, and the baselines that it is measured against.
+//!
+//! [`disk_loop`] is the ceiling of one disk, [`pipe`] the least that a replicated write costs, and
+//! [`produce`] runs both beside the product, in turns, and compares them round by round.
+
+mod disk;
+pub mod disk_loop;
+pub mod measure;
+pub mod pack;
+pub mod pipe;
+mod process;
+pub mod produce;

@@ -1,0 +1,267 @@
+//! Puts a broker together: session, owners' task, storage nodes, assignments, connections.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use forebay_meta::keys;
+use forebay_meta::session::{self, Session, SessionError};
+use forebay_meta::store::MetaStore;
+use forebay_proto::data::endpoint::{Dialer, FrontProtocol, Listener, ReplicaProtocol};
+use forebay_proto::stored::BrokerRecord;
+use forebay_record::{BrokerId, SessionId};
+use forebay_runtime::clock::Clock;
+use forebay_runtime::metrics::Metrics;
+use forebay_runtime::random::Random;
+use forebay_runtime::tasks::Tasks;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::assignments::Assignments;
+use crate::config::BrokerConfig;
+use crate::front::Front;
+use crate::metrics::BrokerMetrics;
+use crate::nodes::Nodes;
+use crate::owners::{Command, Driver, Settings};
+use crate::service::Control;
+use crate::store::Records;
+
+/// Messages that may wait for the owners' task.
+const MAILBOX: usize = 8_192;
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How often the metadata store is asked whether it answers.
+const PULSE: Duration = Duration::from_secs(3);
+
+/// What a broker is made of.
+#[derive(Clone)]
+pub struct Parts {
+    /// Cluster id.
+    pub cluster: String,
+    /// Cluster incarnation.
+    pub incarnation: u32,
+    /// The metadata store.
+    pub store: Arc<dyn MetaStore>,
+    /// To reach storage nodes.
+    pub nodes: Dialer<ReplicaProtocol>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub random: Arc<dyn Random>,
+    /// Where metrics are registered.
+    pub metrics: Metrics,
+    /// Where tasks run.
+    pub tasks: Tasks,
+}
+
+/// A running broker.
+pub struct Broker {
+    session: Session,
+    mailbox: mpsc::Sender<Command>,
+    control: Control,
+    intake: Tasks,
+    work: Tasks,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker")
+            .field("control", &self.control)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// Registers the broker's session and begins to take partitions.
+    ///
+    /// The session is this process's identity (I1): where it is lost, the process group is asked
+    /// to shut down, and whatever is still open here can no longer commit metadata.
+    ///
+    /// # Errors
+    /// Where the metadata store does not take the session.
+    pub async fn start(
+        config: BrokerConfig,
+        parts: Parts,
+        mut listener: Listener<FrontProtocol>,
+    ) -> Result<Self, SessionError> {
+        let record = BrokerRecord {
+            id: config.id.0,
+            data_address: config.data_address.clone(),
+            control_address: config.control_address.clone(),
+            zone: config.zone.clone(),
+            l0_floor: 0,
+        };
+        let session = session::register_broker(Arc::clone(&parts.store), &record, config.session_ttl).await?;
+        tracing::info!(broker = %config.id, session = %session.id(), "broker session registered");
+        let (intake, work) = (parts.tasks.group("intake"), parts.tasks.group("work"));
+        let (mailbox, commands) = mpsc::channel(MAILBOX);
+        let (released_tx, released) = mpsc::unbounded_channel();
+        let records = Records {
+            store: Arc::clone(&parts.store),
+            me: config.id,
+            session: session.id(),
+        };
+        let driver = Driver::new(Settings {
+            partition: config.partition.clone(),
+            tail_cache_bytes: config.tail_cache_bytes,
+            records: records.clone(),
+            clock: Arc::clone(&parts.clock),
+            nonce: parts.random.u64(),
+            tasks: work.clone(),
+            mailbox: mailbox.clone(),
+            released: released_tx,
+            metrics: BrokerMetrics::new(&parts.metrics),
+        });
+        let token = work.token();
+        work.spawn("owners", async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = driver.run(commands) => {}
+            }
+        });
+        let nodes = Nodes {
+            store: Arc::clone(&parts.store),
+            dialer: parts.nodes.clone(),
+            cluster: parts.cluster.clone(),
+            incarnation: parts.incarnation,
+            peer: format!("broker {}", config.id),
+            clock: Arc::clone(&parts.clock),
+            tasks: work.clone(),
+            events: mailbox.clone(),
+        };
+        work.spawn("nodes", nodes.run());
+        work.spawn(
+            "pulse",
+            pulse(
+                Arc::clone(&parts.store),
+                Arc::clone(&parts.clock),
+                mailbox.clone(),
+                work.token(),
+            ),
+        );
+        let assignments = Assignments {
+            records,
+            clock: Arc::clone(&parts.clock),
+            random: Arc::clone(&parts.random),
+            tasks: intake.clone(),
+            mailbox: mailbox.clone(),
+            released,
+        };
+        intake.spawn("assignments", assignments.run());
+        let front = Front {
+            cluster: parts.cluster.clone(),
+            broker: config.id,
+            session: session.id(),
+            mailbox: mailbox.clone(),
+            connections: Arc::new(AtomicU64::new(1)),
+        };
+        let (connections, clock) = (work.clone(), Arc::clone(&parts.clock));
+        let token = intake.token();
+        intake.spawn("accept", async move {
+            loop {
+                let accepted = tokio::select! {
+                    biased;
+                    () = token.cancelled() => return,
+                    accepted = listener.accept() => accepted,
+                };
+                match accepted {
+                    Ok(link) => {
+                        let (front, stop) = (front.clone(), connections.token());
+                        connections.spawn("connection", async move {
+                            tokio::select! {
+                                () = stop.cancelled() => {}
+                                () = front.serve(link) => {}
+                            }
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection was not accepted");
+                        clock.sleep(ACCEPT_RETRY).await;
+                    }
+                }
+            }
+        });
+        let (lost, process) = (session.lost(), parts.tasks.clone());
+        let (stop, me) = (work.token(), config.id);
+        work.spawn("session", async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = lost => {
+                    tracing::error!(broker = %me, "the broker's session is lost");
+                    process.request_shutdown(format!("session of broker {me} is lost"));
+                }
+            }
+        });
+        let control = Control {
+            store: parts.store,
+            me: config.id,
+            session: session.id(),
+            mailbox: mailbox.clone(),
+            producer_ids: Arc::default(),
+        };
+        Ok(Self {
+            session,
+            mailbox,
+            control,
+            intake,
+            work,
+        })
+    }
+
+    /// The control service.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// This broker.
+    #[must_use]
+    pub const fn id(&self) -> BrokerId {
+        self.control.me
+    }
+
+    /// Its session.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session.id()
+    }
+
+    /// Leaves in order: takes nothing new, commits and seals what it has, ends its session.
+    pub async fn shutdown(self, clock: &dyn Clock, deadline: Duration) {
+        self.intake.cancel();
+        let (done, resigned) = oneshot::channel();
+        if self.mailbox.send(Command::ResignAll(done)).await.is_ok()
+            && forebay_runtime::clock::timeout(clock, deadline, resigned)
+                .await
+                .is_err()
+        {
+            tracing::warn!(broker = %self.id(), "partitions were still busy when the broker left");
+        }
+        // Before the session ends, so that its end is not taken for a loss.
+        self.work.cancel();
+        if let Err(error) = self.session.close().await {
+            tracing::warn!(%error, "the broker's session was not closed; it will expire");
+        }
+    }
+}
+
+/// Asks the metadata store for a sign of life, so that planned changes wait while it has none.
+async fn pulse(
+    store: Arc<dyn MetaStore>,
+    clock: Arc<dyn Clock>,
+    mailbox: mpsc::Sender<Command>,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        match store.get(keys::CLUSTER).await {
+            Ok(_) => {
+                if mailbox.send(Command::MetadataAnswered).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the metadata store does not answer; planned rolls wait"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = clock.sleep(PULSE) => {}
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! One connection of a proxy: its requests go to the owners' task, the answers come back by themselves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use forebay_proto::data::endpoint::{FrontProtocol, ServerLink};
+use forebay_proto::data::front::{FromBroker, ToBroker};
+use forebay_proto::data::link::LinkReceiver;
+use forebay_record::{BrokerId, SessionId};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::owners::{Command, Outbox};
+
+/// Requests of one connection that may be open at a time.
+const REQUESTS_MAX: usize = 16_384;
+
+/// Serves connections.
+#[derive(Debug, Clone)]
+pub struct Front {
+    /// Cluster id that a peer must name.
+    pub cluster: String,
+    /// This broker.
+    pub broker: BrokerId,
+    /// Its session.
+    pub session: SessionId,
+    /// The owners' mailbox.
+    pub mailbox: mpsc::Sender<Command>,
+    /// Numbers connections.
+    pub connections: Arc<AtomicU64>,
+}
+
+impl Front {
+    /// Serves one connection until either side ends it.
+    pub async fn serve(self, mut link: ServerLink<FrontProtocol>) {
+        let greeting = match self.greet(&mut link.rx).await {
+            Ok(welcome) => welcome,
+            Err(reason) => {
+                tracing::warn!(broker = %self.broker, reason, "a peer was turned away");
+                // It hears the reason if it still listens.
+                let _ = link.tx.send(FromBroker::Refused(reason)).await;
+                return;
+            }
+        };
+        if link.tx.send(greeting).await.is_err() {
+            return;
+        }
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        let (overflow, mut spilled) = mpsc::unbounded_channel();
+        let outbox = Outbox {
+            connection,
+            link: link.tx.clone(),
+            overflow,
+        };
+        let spill = async {
+            while let Some(message) = spilled.recv().await {
+                if link.tx.send(message).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.listen(&mut link.rx, &outbox) => {}
+            () = spill => {}
+            () = link.tx.closed() => {}
+        }
+        // A closed mailbox has no fetches left to forget.
+        let _ = self.mailbox.send(Command::Disconnected(connection)).await;
+    }
+
+    async fn greet(&self, rx: &mut LinkReceiver<ToBroker>) -> Result<FromBroker, String> {
+        match rx.recv().await {
+            Ok(Some(ToBroker::Hello { cluster, broker, .. })) => {
+                if cluster != self.cluster {
+                    return Err(format!(
+                        "this broker is in cluster {}, not in {cluster}",
+                        self.cluster
+                    ));
+                }
+                if broker != self.broker {
+                    return Err(format!("this is {}, not {broker}", self.broker));
+                }
+                Ok(FromBroker::Welcome {
+                    broker: self.broker,
+                    session: self.session,
+                })
+            }
+            Ok(Some(_)) => Err("the first message must be a hello".to_owned()),
+            Ok(None) => Err("closed before a hello".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn listen(&self, rx: &mut LinkReceiver<ToBroker>, outbox: &Outbox) {
+        let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
+        loop {
+            let message = match rx.recv().await {
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(broker = %self.broker, %error, "connection of a proxy failed");
+                    return;
+                }
+            };
+            let outbox = outbox.clone();
+            let permit = || async { Arc::clone(&requests).acquire_owned().await.ok() };
+            let command = match message {
+                ToBroker::Hello { .. } => {
+                    tracing::warn!(broker = %self.broker, "a proxy said hello twice");
+                    return;
+                }
+                ToBroker::Produce(produce) => {
+                    let Some(permit) = permit().await else { return };
+                    Command::Produce {
+                        produce,
+                        outbox,
+                        permit,
+                    }
+                }
+                ToBroker::Fetch(fetch) => {
+                    let Some(permit) = permit().await else { return };
+                    Command::Fetch {
+                        fetch,
+                        outbox,
+                        permit,
+                    }
+                }
+                ToBroker::CancelFetch(request) => Command::CancelFetch {
+                    connection: outbox.connection,
+                    request,
+                },
+                ToBroker::Offsets {
+                    request,
+                    partition,
+                    epoch,
+                    position,
+                } => Command::Offsets {
+                    request,
+                    partition,
+                    epoch,
+                    position,
+                    outbox,
+                },
+                ToBroker::Plan {
+                    request,
+                    partition,
+                    epoch,
+                    from,
+                } => Command::Plan {
+                    request,
+                    partition,
+                    epoch,
+                    from,
+                    outbox,
+                },
+            };
+            if self.mailbox.send(command).await.is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The broker: owns partitions, assigns offsets, replicates, answers tail reads; keeps nothing.
+//!
+//! [`assignments`] takes partitions that the controller wishes here; [`owners`] is the task that
+//! owns them; [`partition`] is what owning one means, as a state machine; [`nodes`] are the
+//! sessions with storage nodes; [`front`] the connections of proxies; [`service`] the control calls.
+
+mod assignments;
+mod broker;
+mod config;
+mod front;
+mod metrics;
+mod nodes;
+mod owners;
+pub mod partition;
+mod service;
+mod store;
+
+pub use broker::{Broker, Parts};
+pub use config::BrokerConfig;
+pub use service::Control;

@@ -1,0 +1,810 @@
+//! The owners' loop: messages in, state machines, actions out.
+//!
+//! What arrived together is handled together: every batch gets its offset first, then each
+//! partition that was touched makes one frame. Actions are carried out before the next messages
+//! are taken, so a state machine never sees its own effects out of order.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_proto::data::front::{Fetch, Fetched, FromBroker, Produce as ProduceMessage};
+use forebay_proto::data::replica::{FenceItem, FromNode, NodeFailure, ToNode};
+use forebay_proto::error::Failure;
+use forebay_proto::stored::{NodeRecord, NodeState};
+use forebay_proto::v1::ErrorCode;
+use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId};
+use forebay_runtime::clock::Clock;
+use forebay_runtime::tasks::Tasks;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::calls::{Call, Calls, Sent};
+use super::fetches::{Fetches, Waiting};
+use super::message::{Command, Outbox, Owned};
+use crate::metrics::BrokerMetrics;
+use crate::nodes::{NodeEvent, NodeSession};
+use crate::partition::{Action, Config, Context, Found, NodeView, Nodes, Owner, Produce, Ticket};
+use crate::store::{Granted, Records};
+
+/// Messages handled before frames are made.
+const BURST: usize = 512;
+const TICK: Duration = Duration::from_millis(10);
+/// The metadata store counts as healthy this long after it last answered.
+const META_HEALTHY_MS: u64 = 8_000;
+
+/// What the owners' task needs besides its mailbox.
+pub struct Settings {
+    /// How partitions are written.
+    pub partition: Config,
+    /// Bytes of recent batches kept for readers, over all partitions.
+    pub tail_cache_bytes: u64,
+    /// Changes records.
+    pub records: Records,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// First of the nonces; random, so that no two sessions share one.
+    pub nonce: u64,
+    /// Where changes of records run.
+    pub tasks: Tasks,
+    /// Where their outcomes go: this task's own mailbox.
+    pub mailbox: mpsc::Sender<Command>,
+    /// Told of partitions that are no longer owned here.
+    pub released: mpsc::UnboundedSender<PartitionId>,
+    /// Counters.
+    pub metrics: BrokerMetrics,
+}
+
+struct Waiter {
+    request: u64,
+    outbox: Outbox,
+    silent: bool,
+    started_ms: u64,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A storage node as the driver knows it.
+struct Node {
+    view: NodeView,
+    session: Option<NodeSession>,
+}
+
+/// The owners' task.
+pub struct Driver {
+    pub(super) settings: Settings,
+    pub(super) owners: HashMap<PartitionId, Owner>,
+    pub(super) calls: Calls,
+    pub(super) now_ms: u64,
+    nodes: HashMap<NodeId, Node>,
+    views: Nodes,
+    waiters: HashMap<Ticket, Waiter>,
+    fetches: Fetches,
+    next_ticket: u64,
+    nonce: u64,
+    actions: Vec<Action>,
+    touched: HashSet<PartitionId>,
+    visible: HashSet<PartitionId>,
+    fences: HashMap<NodeId, Vec<FenceItem>>,
+    cached_bytes: u64,
+    meta_answered_ms: u64,
+    leaving: Option<oneshot::Sender<()>>,
+}
+
+impl Driver {
+    /// A task that owns nothing yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            nonce: settings.nonce,
+            settings,
+            owners: HashMap::new(),
+            calls: Calls::default(),
+            now_ms: 0,
+            nodes: HashMap::new(),
+            views: Nodes::new(),
+            waiters: HashMap::new(),
+            fetches: Fetches::default(),
+            next_ticket: 0,
+            actions: Vec::new(),
+            touched: HashSet::new(),
+            visible: HashSet::new(),
+            fences: HashMap::new(),
+            cached_bytes: 0,
+            meta_answered_ms: 0,
+            leaving: None,
+        }
+    }
+
+    /// Runs until the mailbox closes.
+    pub async fn run(mut self, mut mailbox: mpsc::Receiver<Command>) {
+        let mut commands = Vec::with_capacity(BURST);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.now_ms = self.monotonic_ms();
+        self.meta_answered_ms = self.now_ms;
+        loop {
+            // Cancel safety: both sources keep what was not taken.
+            tokio::select! {
+                biased;
+                count = mailbox.recv_many(&mut commands, BURST) => {
+                    if count == 0 {
+                        return;
+                    }
+                    self.now_ms = self.monotonic_ms();
+                    for command in commands.drain(..) {
+                        self.on_command(command);
+                    }
+                    self.settle();
+                    // A stream of messages must not hold the timer back.
+                    if futures_util::FutureExt::now_or_never(tick.tick()).is_some() {
+                        self.on_tick();
+                    }
+                }
+                _ = tick.tick() => {
+                    self.now_ms = self.monotonic_ms();
+                    self.on_tick();
+                }
+            }
+        }
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        u64::try_from(self.settings.clock.monotonic().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Lets one owner act, and carries out what it asks for.
+    pub(super) fn with_owner(
+        &mut self,
+        partition: PartitionId,
+        act: impl FnOnce(&mut Owner, &mut Context<'_>),
+    ) -> bool {
+        let Some(owner) = self.owners.get_mut(&partition) else {
+            return false;
+        };
+        let cached = owner.cache().bytes();
+        let mut out = std::mem::take(&mut self.actions);
+        self.nonce = self.nonce.wrapping_add(1);
+        let mut ctx = Context {
+            now_ms: self.now_ms,
+            wall_ms: self.settings.clock.now_unix_ms(),
+            nodes: &self.views,
+            meta_healthy: self.now_ms.saturating_sub(self.meta_answered_ms) < META_HEALTHY_MS,
+            nonce: self.nonce,
+            out: &mut out,
+        };
+        act(owner, &mut ctx);
+        self.cached_bytes = self.cached_bytes + owner.cache().bytes() - cached;
+        for action in out.drain(..) {
+            self.carry_out(partition, action);
+        }
+        self.actions = out;
+        true
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Produce {
+                produce,
+                outbox,
+                permit,
+            } => self.on_produce(produce, outbox, permit),
+            Command::Fetch {
+                fetch,
+                outbox,
+                permit,
+            } => self.on_fetch(fetch, outbox, permit),
+            Command::CancelFetch { connection, request } => self.fetches.forget(connection, Some(request)),
+            Command::Disconnected(connection) => self.fetches.forget(connection, None),
+            Command::Offsets {
+                request,
+                partition,
+                epoch,
+                position,
+                outbox,
+            } => {
+                self.on_offsets(request, partition, epoch, position, outbox);
+            }
+            Command::Plan {
+                request,
+                partition,
+                epoch,
+                from,
+                outbox,
+            } => {
+                let result = self.plan(partition, epoch, from);
+                outbox.send(FromBroker::Plan { request, result });
+            }
+            Command::Node(event) => self.on_node(event),
+            Command::Granted(granted) => self.on_granted(*granted),
+            Command::Resign(partition) => {
+                self.with_owner(partition, |owner, ctx| owner.on_resign(ctx));
+            }
+            Command::Stored(partition, stored) => {
+                self.meta_answered_ms = self.now_ms;
+                self.with_owner(partition, |owner, ctx| owner.on_stored(stored, ctx));
+            }
+            Command::Confirmed { call, mine } => self.on_record_confirmed(call, mine),
+            Command::MetadataAnswered => self.meta_answered_ms = self.now_ms,
+            Command::Describe { partitions, reply } => {
+                // A caller that went away needs no answer.
+                let _ = reply.send(self.describe(&partitions));
+            }
+            Command::ResignAll(done) => {
+                self.leaving = Some(done);
+                let all: Vec<_> = self.owners.keys().copied().collect();
+                for partition in all {
+                    self.with_owner(partition, |owner, ctx| owner.on_resign(ctx));
+                }
+            }
+        }
+    }
+
+    /// Makes frames of what was staged, sends fences together, and answers fetches that have enough.
+    fn settle(&mut self) {
+        for partition in std::mem::take(&mut self.touched) {
+            self.with_owner(partition, |owner, ctx| owner.flush(ctx));
+        }
+        for (node, items) in std::mem::take(&mut self.fences) {
+            let request = self.calls.begin(node, Call::Fence, self.now_ms);
+            self.request(node, ToNode::Fence { request, items });
+        }
+        let visible = std::mem::take(&mut self.visible);
+        if !visible.is_empty() {
+            for key in self.fetches.on(&visible) {
+                self.try_fetch(key, false);
+            }
+        }
+        if self.cached_bytes > self.settings.tail_cache_bytes {
+            self.shrink_caches();
+        }
+        if self.owners.is_empty()
+            && let Some(done) = self.leaving.take()
+        {
+            // Whoever asked may have given up waiting.
+            let _ = done.send(());
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let partitions: Vec<_> = self.owners.keys().copied().collect();
+        for partition in partitions {
+            self.with_owner(partition, |owner, ctx| owner.on_tick(ctx));
+        }
+        for sent in self.calls.fail(None, self.now_ms) {
+            self.on_call_failed(sent);
+        }
+        for question in self.calls.overdue_questions(self.now_ms) {
+            let message = format!("{}: the storage nodes did not answer in time", question.partition);
+            let result = Err(Failure::new(ErrorCode::Unavailable, message));
+            question.outbox.send(FromBroker::Offsets {
+                request: question.request,
+                result,
+            });
+        }
+        for key in self.fetches.overdue(self.now_ms) {
+            self.try_fetch(key, true);
+        }
+        self.settle();
+    }
+
+    fn shrink_caches(&mut self) {
+        // Three quarters, so that it does not happen with every batch.
+        let share = self.settings.tail_cache_bytes / 4 * 3 / (self.owners.len() as u64).max(1);
+        self.cached_bytes = 0;
+        for owner in self.owners.values_mut() {
+            owner.shrink_cache(share);
+            self.cached_bytes += owner.cache().bytes();
+        }
+    }
+
+    // ---- produce -----------------------------------------------------------------------------
+
+    fn on_produce(&mut self, produce: ProduceMessage, outbox: Outbox, permit: OwnedSemaphorePermit) {
+        let ProduceMessage {
+            request,
+            partition,
+            epoch,
+            acks,
+            deadline_ms,
+            batch,
+        } = produce;
+        if !self.owners.contains_key(&partition) {
+            let result = Err(not_owner(partition, self.settings.records.me));
+            outbox.send(FromBroker::Produced { request, result });
+            return;
+        }
+        self.settings.metrics.produced_bytes.inc_by(batch.len() as u64);
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        let silent = acks == forebay_proto::data::front::Acks::None;
+        let waiter = Waiter {
+            request,
+            outbox,
+            silent,
+            started_ms: self.now_ms,
+            _permit: permit,
+        };
+        self.waiters.insert(ticket, waiter);
+        let deadline_ms = self.now_ms + u64::from(deadline_ms);
+        let produce = Produce {
+            ticket,
+            epoch,
+            acks,
+            deadline_ms,
+            batch,
+        };
+        self.with_owner(partition, |owner, ctx| owner.on_produce(produce, ctx));
+        self.touched.insert(partition);
+    }
+
+    fn answer(&mut self, ticket: Ticket, result: Result<Offset, Failure>) {
+        let Some(waiter) = self.waiters.remove(&ticket) else {
+            return;
+        };
+        let waited_ms = self.now_ms.saturating_sub(waiter.started_ms);
+        self.settings
+            .metrics
+            .produce_latency
+            .observe(Duration::from_millis(waited_ms).as_secs_f64());
+        if !waiter.silent {
+            waiter.outbox.send(FromBroker::Produced {
+                request: waiter.request,
+                result,
+            });
+        }
+    }
+
+    fn carry_out(&mut self, partition: PartitionId, action: Action) {
+        match action {
+            Action::Append {
+                node,
+                generation,
+                frame,
+            } => {
+                self.append(node, ToNode::Append { generation, frame });
+            }
+            Action::Commit {
+                node,
+                segment,
+                committed,
+            } => {
+                self.append(node, ToNode::Commit(vec![(segment, committed)]));
+            }
+            Action::Fence { node, item } => self.fences.entry(node).or_default().push(item),
+            Action::ReadFrames {
+                node,
+                request: frames,
+            } => {
+                let request = self
+                    .calls
+                    .begin(node, Call::Frames(partition, frames.segment), self.now_ms);
+                self.request(node, ToNode::Frames { request, frames });
+            }
+            Action::ReadHeaders {
+                node,
+                request: headers,
+            } => {
+                let request = self
+                    .calls
+                    .begin(node, Call::Headers(partition, headers.segment), self.now_ms);
+                self.request(node, ToNode::Headers { request, headers });
+            }
+            Action::Store(next) => self.store(partition, next),
+            Action::Answer { ticket, result } => self.answer(ticket, result),
+            Action::Visible(_) => {
+                self.visible.insert(partition);
+            }
+            Action::Released { why } => self.on_released(partition, &why),
+        }
+    }
+
+    fn store(&self, partition: PartitionId, next: Box<forebay_meta::model::Partition>) {
+        let Some(seen) = self.owners.get(&partition).map(Owner::revision) else {
+            return;
+        };
+        let records = self.settings.records.clone();
+        let clock = Arc::clone(&self.settings.clock);
+        let mailbox = self.settings.mailbox.clone();
+        self.settings
+            .tasks
+            .spawn(format!("store {partition}"), async move {
+                let stored = records.change(seen, &next, clock.as_ref()).await;
+                // A closed mailbox means that nobody owns anything here any more.
+                let _ = mailbox.send(Command::Stored(partition, stored)).await;
+            });
+    }
+
+    fn on_granted(&mut self, granted: Granted) {
+        let Granted {
+            record,
+            revision,
+            topic,
+        } = granted;
+        let partition = record.id;
+        self.meta_answered_ms = self.now_ms;
+        if self.leaving.is_some() {
+            return;
+        }
+        tracing::info!(%partition, epoch = %record.epoch, "takes partition");
+        let mut out = std::mem::take(&mut self.actions);
+        self.nonce = self.nonce.wrapping_add(1);
+        let mut ctx = Context {
+            now_ms: self.now_ms,
+            wall_ms: self.settings.clock.now_unix_ms(),
+            nodes: &self.views,
+            meta_healthy: true,
+            nonce: self.nonce,
+            out: &mut out,
+        };
+        let config = Config {
+            batch_bytes_max: topic.batch_bytes_max as usize,
+            segment_bytes: topic.segment_bytes,
+            segment_ms: topic.segment_ms,
+            ..self.settings.partition.clone()
+        };
+        let owner = Owner::new(config, self.settings.records.me, record, revision, &mut ctx);
+        if let Some(older) = self.owners.insert(partition, owner) {
+            self.cached_bytes -= older.cache().bytes();
+        }
+        for action in out.drain(..) {
+            self.carry_out(partition, action);
+        }
+        self.actions = out;
+        self.settings
+            .metrics
+            .partitions
+            .set(i64::try_from(self.owners.len()).unwrap_or(i64::MAX));
+    }
+
+    fn on_released(&mut self, partition: PartitionId, why: &str) {
+        tracing::info!(%partition, why, "releases partition");
+        if let Some(owner) = self.owners.remove(&partition) {
+            self.cached_bytes -= owner.cache().bytes();
+        }
+        self.visible.insert(partition);
+        self.settings
+            .metrics
+            .partitions
+            .set(i64::try_from(self.owners.len()).unwrap_or(i64::MAX));
+        // The other side is gone only when the broker is.
+        let _ = self.settings.released.send(partition);
+    }
+
+    fn describe(&self, partitions: &[PartitionId]) -> Vec<Owned> {
+        let owned = |(id, owner): (&PartitionId, &Owner)| Owned {
+            partition: *id,
+            epoch: owner.record().epoch,
+            log_start: owner.record().log_start,
+            high_watermark: owner.high_watermark(),
+            undecided_bytes: owner.undecided_bytes(),
+        };
+        if partitions.is_empty() {
+            return self.owners.iter().map(owned).collect();
+        }
+        partitions
+            .iter()
+            .filter_map(|id| self.owners.get_key_value(id))
+            .map(owned)
+            .collect()
+    }
+
+    // ---- storage nodes -----------------------------------------------------------------------
+
+    fn append(&self, node: NodeId, message: ToNode) {
+        if let Some(session) = self.nodes.get(&node).and_then(|node| node.session.as_ref()) {
+            // A session that just ended loses it; the next one gets it again.
+            let _ = session.append.send(message);
+        }
+    }
+
+    pub(super) fn request(&self, node: NodeId, message: ToNode) {
+        if let Some(session) = self.nodes.get(&node).and_then(|node| node.session.as_ref()) {
+            // As above: the call times out and is made again.
+            let _ = session.request.send(message);
+        }
+    }
+
+    fn on_node(&mut self, event: NodeEvent) {
+        match event {
+            NodeEvent::Known(record) => self.on_node_known(&record),
+            NodeEvent::Forgotten(node) => {
+                self.nodes.remove(&node);
+                self.views.remove(&node);
+            }
+            NodeEvent::Up {
+                node,
+                generation,
+                session,
+            } => {
+                if let Some(known) = self.nodes.get_mut(&node) {
+                    known.session = Some(session);
+                    known.view.connected = true;
+                    known.view.generation = generation;
+                    self.views.insert(node, known.view.clone());
+                }
+                self.each_owner(|owner, ctx| owner.on_connected(node, generation, ctx));
+            }
+            NodeEvent::Down(node) => {
+                if let Some(known) = self.nodes.get_mut(&node) {
+                    known.session = None;
+                    known.view.connected = false;
+                    self.views.insert(node, known.view.clone());
+                }
+                for sent in self.calls.fail(Some(node), self.now_ms) {
+                    self.on_call_failed(sent);
+                }
+                self.each_owner(|owner, ctx| owner.on_nodes_changed(ctx));
+            }
+            NodeEvent::Said(node, message) => self.on_said(node, message),
+        }
+    }
+
+    fn on_node_known(&mut self, record: &NodeRecord) {
+        let id = NodeId(record.id);
+        let known = self.nodes.entry(id).or_insert_with(|| Node {
+            view: NodeView {
+                generation: Generation(record.generation),
+                zone: String::new(),
+                usable: false,
+                connected: false,
+            },
+            session: None,
+        });
+        known.view.zone.clone_from(&record.zone);
+        known.view.usable = record.state() == NodeState::Active;
+        if known.session.is_none() {
+            known.view.generation = Generation(record.generation);
+        }
+        self.views.insert(id, known.view.clone());
+    }
+
+    fn each_owner(&mut self, act: impl Fn(&mut Owner, &mut Context<'_>)) {
+        let partitions: Vec<_> = self.owners.keys().copied().collect();
+        for partition in partitions {
+            self.with_owner(partition, &act);
+        }
+    }
+
+    fn on_said(&mut self, node: NodeId, message: FromNode) {
+        match message {
+            FromNode::Acks { acks, queue_delay_us } => {
+                self.settings
+                    .metrics
+                    .node_queue_delay
+                    .observe(f64::from(queue_delay_us) / 1e6);
+                for ack in acks {
+                    self.with_owner(ack.segment.partition, |owner, ctx| owner.on_ack(node, ack, ctx));
+                    self.touched.insert(ack.segment.partition);
+                }
+            }
+            FromNode::NotTaken {
+                segment,
+                number,
+                refusal,
+            } => {
+                tracing::warn!(%node, %segment, number, ?refusal, "storage node did not take a frame");
+                self.with_owner(segment.partition, |owner, ctx| {
+                    owner.on_not_taken(node, segment, refusal, ctx)
+                });
+                self.touched.insert(segment.partition);
+            }
+            FromNode::Fenced { request, states } => {
+                self.calls.end(request);
+                for state in states {
+                    self.with_owner(state.segment.partition, |owner, ctx| {
+                        owner.on_fenced(node, state, ctx)
+                    });
+                }
+            }
+            FromNode::Frames { request, result } => {
+                if let Some(Sent {
+                    call: Call::Frames(partition, segment),
+                    ..
+                }) = self.calls.end(request)
+                {
+                    self.with_owner(partition, |owner, ctx| {
+                        owner.on_frames(node, segment, result, ctx)
+                    });
+                }
+            }
+            FromNode::Headers { request, result } => {
+                if let Some(Sent {
+                    call: Call::Headers(partition, segment),
+                    ..
+                }) = self.calls.end(request)
+                {
+                    self.with_owner(partition, |owner, ctx| {
+                        owner.on_headers(node, segment, result, ctx)
+                    });
+                }
+            }
+            FromNode::Confirm { request, open } => {
+                if let Some(Sent {
+                    call: Call::Confirm(question),
+                    ..
+                }) = self.calls.end(request)
+                {
+                    self.on_confirm(question, node, open.first().copied().unwrap_or(false));
+                }
+            }
+            FromNode::Lookup { request, result } => {
+                if let Some(Sent {
+                    call: Call::Lookup(question),
+                    ..
+                }) = self.calls.end(request)
+                {
+                    self.on_lookup(question, result);
+                }
+            }
+            FromNode::Welcome { .. } | FromNode::Refused(_) | FromNode::Read { .. } => {
+                tracing::warn!(%node, "storage node sent what nobody asked for");
+            }
+        }
+    }
+
+    fn on_call_failed(&mut self, sent: Sent) {
+        let node = sent.node;
+        match sent.call {
+            // The partitions' own timers repeat fences.
+            Call::Fence => {}
+            Call::Frames(partition, segment) => self.fail_frames(partition, node, segment),
+            Call::Headers(partition, segment) => {
+                self.with_owner(partition, |owner, ctx| {
+                    owner.on_headers(node, segment, Err(NodeFailure::Failed), ctx)
+                });
+            }
+            Call::Confirm(question) => self.on_confirm(question, node, false),
+            Call::Lookup(question) => self.on_lookup(question, Err(NodeFailure::Failed)),
+        }
+    }
+
+    fn fail_frames(&mut self, partition: PartitionId, node: NodeId, segment: SegmentId) {
+        self.with_owner(partition, |owner, ctx| {
+            owner.on_frames(node, segment, Err(NodeFailure::Failed), ctx)
+        });
+    }
+
+    // ---- fetch -------------------------------------------------------------------------------
+
+    fn on_fetch(&mut self, fetch: Fetch, outbox: Outbox, permit: OwnedSemaphorePermit) {
+        let deadline_ms = self.now_ms + u64::from(fetch.max_wait_ms);
+        if fetch.max_wait_ms == 0 || self.is_enough(&fetch) {
+            return self.serve(&fetch, &outbox);
+        }
+        self.fetches.add(Waiting {
+            fetch,
+            outbox,
+            deadline_ms,
+            _permit: permit,
+        });
+    }
+
+    fn try_fetch(&mut self, key: u64, overdue: bool) {
+        let ready = overdue
+            || self
+                .fetches
+                .get(key)
+                .is_some_and(|waiting| self.is_enough(&waiting.fetch));
+        if ready && let Some(waiting) = self.fetches.take(key) {
+            self.serve(&waiting.fetch, &waiting.outbox);
+        }
+    }
+
+    /// True where a fetch has its minimum, or something to say that waiting does not change.
+    fn is_enough(&self, fetch: &Fetch) -> bool {
+        let min = fetch.min_bytes as usize;
+        let mut bytes = 0;
+        for one in &fetch.partitions {
+            let Some(owner) = self.owners.get(&one.partition) else {
+                return true;
+            };
+            let Some(visible) = owner.high_watermark() else {
+                continue;
+            };
+            let (start, end) = (owner.record().log_start, owner.tail());
+            if one.offset < start
+                || one.offset > end
+                || (one.epoch != Epoch(0) && one.epoch != owner.record().epoch)
+            {
+                return true;
+            }
+            if one.offset < visible && matches!(owner.cache().read(one.offset, visible, 1), Found::Older) {
+                return true;
+            }
+            bytes += owner
+                .cache()
+                .available(one.offset, visible, min.saturating_sub(bytes));
+            if bytes >= min {
+                return true;
+            }
+        }
+        min == 0
+    }
+
+    fn serve(&self, fetch: &Fetch, outbox: &Outbox) {
+        let mut left = fetch.max_bytes as usize;
+        let mut first = true;
+        let mut partitions = Vec::with_capacity(fetch.partitions.len());
+        for one in &fetch.partitions {
+            let allowed = if first { left.max(1) } else { left }.min(match one.max_bytes {
+                0 => usize::MAX,
+                max => max as usize,
+            });
+            let fetched = self.fetch_one(one.partition, one.epoch, one.offset, allowed);
+            if let Ok(fetched) = &fetched {
+                let bytes = fetched.batches.iter().map(Bytes::len).sum::<usize>();
+                first &= bytes == 0;
+                left = left.saturating_sub(bytes);
+                self.settings.metrics.fetched_bytes.inc_by(bytes as u64);
+            }
+            partitions.push(fetched);
+        }
+        outbox.send(FromBroker::Fetched {
+            request: fetch.request,
+            partitions,
+        });
+    }
+
+    fn fetch_one(
+        &self,
+        id: PartitionId,
+        epoch: Epoch,
+        offset: Offset,
+        max: usize,
+    ) -> Result<Fetched, Failure> {
+        let owner = self.serving(id, epoch)?;
+        let (log_start, high_watermark) = (
+            owner.record().log_start,
+            owner.high_watermark().unwrap_or_default(),
+        );
+        if offset < log_start || offset > owner.tail() {
+            let message = format!(
+                "offset {offset} of {id} is out of range: it holds {log_start} up to {high_watermark}"
+            );
+            return Err(Failure::new(ErrorCode::OffsetOutOfRange, message));
+        }
+        let mut fetched = Fetched {
+            high_watermark,
+            log_start,
+            batches: Vec::new(),
+            behind: false,
+        };
+        if max > 0 {
+            match owner.cache().read(offset, high_watermark, max) {
+                Found::Batches(chunks, _) => fetched.batches = chunks,
+                Found::Older => fetched.behind = true,
+                Found::Nothing => {}
+            }
+        }
+        Ok(fetched)
+    }
+
+    /// The owner of a partition that serves reads, under the epoch that a request names.
+    pub(super) fn serving(&self, id: PartitionId, epoch: Epoch) -> Result<&Owner, Failure> {
+        let me = self.settings.records.me;
+        let owner = self.owners.get(&id).ok_or_else(|| not_owner(id, me))?;
+        let current = owner.record().epoch;
+        if epoch != Epoch(0) && epoch != current {
+            let code = if epoch < current {
+                ErrorCode::StaleEpoch
+            } else {
+                ErrorCode::UnknownEpoch
+            };
+            return Err(Failure::new(
+                code,
+                format!("{id} is at {current}, the request names {epoch}"),
+            ));
+        }
+        if owner.high_watermark().is_none() {
+            return Err(Failure::new(
+                ErrorCode::Unavailable,
+                format!("{id} is being taken over by {me}"),
+            ));
+        }
+        Ok(owner)
+    }
+}
+
+pub(super) fn not_owner(partition: PartitionId, me: BrokerId) -> Failure {
+    Failure::new(ErrorCode::NotOwner, format!("{me} does not own {partition}"))
+}

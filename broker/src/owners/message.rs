@@ -1,0 +1,132 @@
+//! What the owners' task is told.
+
+use forebay_proto::data::front::{Fetch, FromBroker, Position, Produce};
+use forebay_proto::data::link::{LinkSender, TrySendError};
+use forebay_record::{Epoch, Offset, PartitionId};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::nodes::NodeEvent;
+use crate::partition::Stored;
+use crate::store::Granted;
+
+/// Where answers to one connection go.
+///
+/// The connection's queue is used directly while it has room; what does not fit waits in an
+/// overflow, which is bounded by the requests that the connection may have open.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    /// Number of the connection.
+    pub connection: u64,
+    /// The connection's own queue.
+    pub link: LinkSender<FromBroker>,
+    /// What did not fit.
+    pub overflow: mpsc::UnboundedSender<FromBroker>,
+}
+
+impl Outbox {
+    /// Sends an answer. A connection that is gone no longer waits for it.
+    pub fn send(&self, message: FromBroker) {
+        if let Err(TrySendError::Full(message)) = self.link.try_send(message) {
+            let _ = self.overflow.send(message);
+        }
+    }
+}
+
+/// A partition that is owned here, as it is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owned {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Epoch of the ownership.
+    pub epoch: Epoch,
+    /// First offset kept.
+    pub log_start: Offset,
+    /// First offset not committed, none while recovering.
+    pub high_watermark: Option<Offset>,
+    /// Bytes appended and not committed.
+    pub undecided_bytes: u64,
+}
+
+/// A message to the owners' task.
+#[derive(Debug)]
+pub enum Command {
+    /// A batch.
+    Produce {
+        /// The batch.
+        produce: Produce,
+        /// Where the answer goes.
+        outbox: Outbox,
+        /// Counts against the connection's open requests until it is answered.
+        permit: OwnedSemaphorePermit,
+    },
+    /// A fetch.
+    Fetch {
+        /// The fetch.
+        fetch: Fetch,
+        /// Where the answer goes.
+        outbox: Outbox,
+        /// As above.
+        permit: OwnedSemaphorePermit,
+    },
+    /// A fetch is given up.
+    CancelFetch {
+        /// Of which connection.
+        connection: u64,
+        /// Which.
+        request: u64,
+    },
+    /// A position is to be resolved.
+    Offsets {
+        /// Of the answer.
+        request: u64,
+        /// The partition.
+        partition: PartitionId,
+        /// Epoch of the route.
+        epoch: Epoch,
+        /// Which place.
+        position: Position,
+        /// Where the answer goes.
+        outbox: Outbox,
+    },
+    /// A plan is wanted.
+    Plan {
+        /// Of the answer.
+        request: u64,
+        /// The partition.
+        partition: PartitionId,
+        /// Epoch of the route.
+        epoch: Epoch,
+        /// Segments that end at or before this are left out.
+        from: Offset,
+        /// Where the answer goes.
+        outbox: Outbox,
+    },
+    /// A connection is gone: its fetches no longer wait.
+    Disconnected(u64),
+    /// A storage node's news.
+    Node(NodeEvent),
+    /// A partition was granted to this session.
+    Granted(Box<Granted>),
+    /// A partition should be given up in order.
+    Resign(PartitionId),
+    /// A record's change ended.
+    Stored(PartitionId, Stored),
+    /// A record was read again, to confirm that it is still this session's.
+    Confirmed {
+        /// The call that waits.
+        call: u64,
+        /// Whether it is.
+        mine: bool,
+    },
+    /// The metadata store has answered just now.
+    MetadataAnswered,
+    /// Which partitions are owned, all where the list is empty.
+    Describe {
+        /// Which.
+        partitions: Vec<PartitionId>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Vec<Owned>>,
+    },
+    /// Give everything up in order; answered when nothing is owned.
+    ResignAll(oneshot::Sender<()>),
+}

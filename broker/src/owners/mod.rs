@@ -1,0 +1,18 @@
+//! The task that owns every partition of this broker, and what it talks to.
+//!
+//! 1. [`message`]: what arrives in its mailbox: produces, fetches, what storage nodes said, grants.
+//! 2. [`driver`]: takes all that arrived together, lets the partitions' state machines act, makes
+//!    one frame per partition of it, and carries out their actions.
+//! 3. [`calls`]: requests to storage nodes whose answers are awaited.
+//! 4. [`fetches`]: fetches that wait for data.
+//!
+//! One task owns it all, so nothing is locked; awaiting happens in its loop only.
+
+mod calls;
+mod driver;
+mod fetches;
+mod message;
+mod positions;
+
+pub use driver::{Driver, Settings};
+pub use message::{Command, Outbox};

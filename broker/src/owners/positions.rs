@@ -1,0 +1,280 @@
+//! Positions and plans: where a partition begins and ends, what lies at a time, how to read it.
+//!
+//! The end is confirmed before it is told: replicas of the open segment must say, after the
+//! question arrived, that they are not closed, so many that any newer owner would need one of
+//! them. Then no newer owner can have finished before the question, whatever clocks say. Where
+//! nothing is open, one linearizable read of the record says the same.
+
+use std::collections::BTreeSet;
+
+use forebay_meta::keys;
+use forebay_meta::model::{Partition, Segment};
+use forebay_proto::data::front::{FromBroker, PlanSegment, Position, ReadPlan};
+use forebay_proto::data::replica::{NodeFailure, ReadRequest, ToNode};
+use forebay_proto::error::Failure;
+use forebay_proto::v1::ErrorCode;
+use forebay_record::{Epoch, NodeId, Offset, PartitionId};
+
+use super::calls::{CALL_TIMEOUT_MS, Call, Question, QuestionKind};
+use super::driver::{Driver, not_owner};
+use super::message::{Command, Outbox};
+
+impl Driver {
+    pub(super) fn on_offsets(
+        &mut self,
+        request: u64,
+        partition: PartitionId,
+        epoch: Epoch,
+        position: Position,
+        outbox: Outbox,
+    ) {
+        let owner = match self.serving(partition, epoch) {
+            Ok(owner) => owner,
+            Err(failure) => {
+                return outbox.send(FromBroker::Offsets {
+                    request,
+                    result: Err(failure),
+                });
+            }
+        };
+        let visible = owner.high_watermark().unwrap_or_default();
+        let question = |kind| Question {
+            request,
+            partition,
+            outbox: outbox.clone(),
+            deadline_ms: self.now_ms + CALL_TIMEOUT_MS,
+            kind,
+        };
+        match position {
+            Position::Earliest => {
+                let result = Ok(Some(owner.record().log_start));
+                outbox.send(FromBroker::Offsets { request, result });
+            }
+            Position::Latest => match owner.open_segment() {
+                Some((segment, _)) => {
+                    let segment = segment.clone();
+                    let question = question(QuestionKind::Confirm {
+                        high_watermark: visible,
+                        needed: usize::from(segment.ack_quorum),
+                        confirmed: BTreeSet::new(),
+                        pending: segment.replicas.iter().map(|(node, _)| *node).collect(),
+                    });
+                    self.ask_replicas(&segment, question);
+                }
+                None => {
+                    let question = question(QuestionKind::Record {
+                        high_watermark: visible,
+                    });
+                    self.ask_record(question);
+                }
+            },
+            Position::Timestamp(timestamp_ms) => {
+                let mut segments = plan_segments(owner.record(), Offset(0), visible);
+                segments.reverse();
+                let segments = segments
+                    .into_iter()
+                    .map(|one| (one.segment, one.replicas, one.until))
+                    .collect();
+                let question = question(QuestionKind::Search {
+                    timestamp_ms,
+                    segments,
+                });
+                let key = self.calls.ask(question);
+                self.search_on(key);
+            }
+        }
+    }
+
+    fn ask_replicas(&mut self, segment: &Segment, question: Question) {
+        let key = self.calls.ask(question);
+        for (node, generation) in &segment.replicas {
+            let request = self.calls.begin(*node, Call::Confirm(key), self.now_ms);
+            self.request(
+                *node,
+                ToNode::Confirm {
+                    request,
+                    items: vec![(segment.id, *generation)],
+                },
+            );
+        }
+    }
+
+    pub(super) fn on_confirm(&mut self, key: u64, node: NodeId, open: bool) {
+        let Some(question) = self.calls.question(key) else {
+            return;
+        };
+        let QuestionKind::Confirm {
+            high_watermark,
+            needed,
+            confirmed,
+            pending,
+        } = &mut question.kind
+        else {
+            return;
+        };
+        pending.remove(&node);
+        if open {
+            confirmed.insert(node);
+        }
+        let result = if confirmed.len() >= *needed {
+            Ok(Some(*high_watermark))
+        } else if confirmed.len() + pending.len() < *needed {
+            let message = format!(
+                "the end of {} cannot be confirmed: too few storage nodes answered",
+                question.partition
+            );
+            Err(Failure::new(ErrorCode::Unavailable, message))
+        } else {
+            return;
+        };
+        self.answer_question(key, result);
+    }
+
+    fn ask_record(&mut self, question: Question) {
+        let partition = question.partition;
+        let key = self.calls.ask(question);
+        let records = self.settings.records.clone();
+        let mailbox = self.settings.mailbox.clone();
+        let revision = self.owners.get(&partition).map(|owner| owner.revision());
+        self.settings
+            .tasks
+            .spawn(format!("confirm {partition}"), async move {
+                let read = records.store.get(&keys::partition(partition)).await;
+                let mine = match read {
+                    Ok((Some(entry), _)) => Some(entry.mod_revision.0) == revision,
+                    Ok((None, _)) => false,
+                    Err(error) => {
+                        tracing::debug!(%partition, %error, "the end cannot be confirmed");
+                        false
+                    }
+                };
+                // A closed mailbox has nobody who waits.
+                let _ = mailbox.send(Command::Confirmed { call: key, mine }).await;
+            });
+    }
+
+    pub(super) fn on_record_confirmed(&mut self, key: u64, mine: bool) {
+        let Some(Question {
+            kind: QuestionKind::Record { high_watermark },
+            partition,
+            ..
+        }) = self.calls.question(key)
+        else {
+            return;
+        };
+        let (high_watermark, partition) = (*high_watermark, *partition);
+        let result = if mine {
+            Ok(Some(high_watermark))
+        } else {
+            let message = format!(
+                "the end of {partition} cannot be confirmed: its record has changed or cannot be read"
+            );
+            Err(Failure::new(ErrorCode::Unavailable, message))
+        };
+        self.answer_question(key, result);
+    }
+
+    /// Asks the next replica of the next segment that may hold the time.
+    fn search_on(&mut self, key: u64) {
+        let now_ms = self.now_ms;
+        let Some(question) = self.calls.question(key) else {
+            return;
+        };
+        let partition = question.partition;
+        let QuestionKind::Search {
+            timestamp_ms,
+            segments,
+        } = &mut question.kind
+        else {
+            return;
+        };
+        let timestamp_ms = *timestamp_ms;
+        let Some((segment, replicas, until)) = segments.last_mut() else {
+            return self.answer_question(key, Ok(None));
+        };
+        let (segment, until) = (*segment, *until);
+        let Some((node, generation)) = replicas.pop() else {
+            let message = format!("no storage node could search {segment} of {partition}");
+            return self.answer_question(key, Err(Failure::new(ErrorCode::Unavailable, message)));
+        };
+        let request = self.calls.begin(node, Call::Lookup(key), now_ms);
+        let read = ReadRequest {
+            segment,
+            generation,
+            from: Offset(0),
+            until,
+            max_bytes: 0,
+        };
+        self.request(
+            node,
+            ToNode::Lookup {
+                request,
+                read,
+                timestamp_ms,
+            },
+        );
+    }
+
+    pub(super) fn on_lookup(&mut self, key: u64, result: Result<Option<Offset>, NodeFailure>) {
+        let Some(question) = self.calls.question(key) else {
+            return;
+        };
+        let QuestionKind::Search { segments, .. } = &mut question.kind else {
+            return;
+        };
+        match result {
+            Ok(Some(offset)) => self.answer_question(key, Ok(Some(offset))),
+            Ok(None) => {
+                segments.pop();
+                self.search_on(key);
+            }
+            Err(_) => self.search_on(key),
+        }
+    }
+
+    fn answer_question(&mut self, key: u64, result: Result<Option<Offset>, Failure>) {
+        if let Some(question) = self.calls.answered(key) {
+            tracing::trace!(partition = %question.partition, position = ?question.kind.position(), "resolved");
+            question.outbox.send(FromBroker::Offsets {
+                request: question.request,
+                result,
+            });
+        }
+    }
+
+    pub(super) fn plan(
+        &self,
+        partition: PartitionId,
+        epoch: Epoch,
+        from: Offset,
+    ) -> Result<ReadPlan, Failure> {
+        let owner = self.serving(partition, epoch)?;
+        let high_watermark = owner
+            .high_watermark()
+            .ok_or_else(|| not_owner(partition, self.settings.records.me))?;
+        let record = owner.record();
+        Ok(ReadPlan {
+            epoch: record.epoch,
+            log_start: record.log_start,
+            high_watermark,
+            segments: plan_segments(record, from, high_watermark),
+        })
+    }
+}
+
+/// Segments that hold visible records at or after an offset. The bound of the open one is its
+/// owner's statement about this segment, and about no other (I13).
+fn plan_segments(record: &Partition, from: Offset, visible: Offset) -> Vec<PlanSegment> {
+    record
+        .chain
+        .iter()
+        .map(|segment| PlanSegment {
+            segment: segment.id,
+            base: segment.base,
+            until: segment.end.unwrap_or(visible),
+            sealed: segment.end.is_some(),
+            replicas: segment.replicas.clone(),
+        })
+        .filter(|segment| segment.until > from && segment.until > segment.base)
+        .collect()
+}

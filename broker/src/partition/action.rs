@@ -1,0 +1,136 @@
+//! What a partition's state machine is told, and what it asks for.
+//!
+//! The machine does no I/O and knows no clock: each call brings the time and a view of the
+//! storage nodes, and leaves actions for its driver. Simulator and broker drive the same code.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use forebay_meta::model::Partition;
+use forebay_proto::data::front::Acks;
+use forebay_proto::data::replica::{FenceItem, FramesRequest, HeadersRequest};
+use forebay_proto::error::Failure;
+use forebay_record::frame::Frame;
+use forebay_record::{Epoch, Generation, NodeId, Offset, SegmentId};
+
+/// Identifies a produce to the driver, which knows whom to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// A batch that a proxy has validated.
+#[derive(Debug, Clone)]
+pub struct Produce {
+    /// Names it in the answer.
+    pub ticket: Ticket,
+    /// Epoch of the route that led here, zero where the sender knows none.
+    pub epoch: Epoch,
+    /// When to answer.
+    pub acks: Acks,
+    /// When the sender stops waiting, milliseconds on the driver's monotonic clock.
+    pub deadline_ms: u64,
+    /// One batch.
+    pub batch: Bytes,
+}
+
+/// A storage node as the broker sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its generation now.
+    pub generation: Generation,
+    /// Its zone; may be empty.
+    pub zone: String,
+    /// A session is up and the node takes new segments.
+    pub usable: bool,
+    /// A session is up.
+    pub connected: bool,
+}
+
+/// The storage nodes known, by id.
+pub type Nodes = BTreeMap<NodeId, NodeView>;
+
+/// What one call brings along.
+pub struct Context<'a> {
+    /// Milliseconds on the driver's monotonic clock.
+    pub now_ms: u64,
+    /// Milliseconds since 1970; informs, never decides.
+    pub wall_ms: i64,
+    /// The storage nodes.
+    pub nodes: &'a Nodes,
+    /// The metadata store has answered lately: planned changes may start.
+    pub meta_healthy: bool,
+    /// A number that was never used before, for the next change of the record.
+    pub nonce: u64,
+    /// What the driver must do, in order.
+    pub out: &'a mut Vec<Action>,
+}
+
+/// What the driver must do.
+#[derive(Debug)]
+pub enum Action {
+    /// Send a frame to a replica, in order.
+    Append {
+        /// To whom.
+        node: NodeId,
+        /// Of the replica, as recorded.
+        generation: Generation,
+        /// The frame.
+        frame: Frame,
+    },
+    /// Tell a replica a committed offset, when nothing else is going its way.
+    Commit {
+        /// To whom.
+        node: NodeId,
+        /// Of which segment.
+        segment: SegmentId,
+        /// The offset.
+        committed: Offset,
+    },
+    /// Close a segment on a replica.
+    Fence {
+        /// To whom.
+        node: NodeId,
+        /// What.
+        item: FenceItem,
+    },
+    /// Read frames of a fenced segment.
+    ReadFrames {
+        /// From whom.
+        node: NodeId,
+        /// What.
+        request: FramesRequest,
+    },
+    /// Read state and batch headers.
+    ReadHeaders {
+        /// From whom.
+        node: NodeId,
+        /// What.
+        request: HeadersRequest,
+    },
+    /// Store a new record, if the stored one has not changed since.
+    Store(Box<Partition>),
+    /// Answer a produce.
+    Answer {
+        /// Which.
+        ticket: Ticket,
+        /// Offset of the first record.
+        result: Result<Offset, Failure>,
+    },
+    /// Records below this offset may be read now.
+    Visible(Offset),
+    /// The partition is no longer owned here; why, and whether everything was sealed.
+    Released {
+        /// For the log.
+        why: String,
+    },
+}
+
+/// How a change of the record ended.
+#[derive(Debug)]
+pub enum Stored {
+    /// It is stored, at this revision.
+    Done(u64),
+    /// It is not: this is the record as it stands, and its revision.
+    Conflict(Box<Partition>, u64),
+    /// The record or the broker's own session is gone.
+    Gone,
+}

@@ -1,0 +1,126 @@
+//! Which storage nodes a new segment goes to.
+
+use std::collections::BTreeSet;
+
+use forebay_record::{Generation, NodeId, SegmentId};
+
+use super::action::{NodeView, Nodes};
+
+/// Chooses `count` nodes for a segment, at least `quorum` of them usable now.
+///
+/// Nodes are ranked by a hash of segment and node, so that segments spread evenly and two brokers
+/// with the same view choose alike; distinct zones come before equal ones. Where fewer usable
+/// nodes than `count` exist, nodes that are down fill the set, so that the close quorum stays that
+/// of a full set. `None` where fewer than `quorum` are usable.
+#[must_use]
+pub fn choose(
+    segment: SegmentId,
+    nodes: &Nodes,
+    avoid: &BTreeSet<NodeId>,
+    count: usize,
+    quorum: usize,
+) -> Option<Vec<(NodeId, Generation)>> {
+    let mut ranked: Vec<_> = nodes
+        .iter()
+        .map(|(id, view)| (!is_usable(*id, view, avoid), rank(segment, *id), *id, view))
+        .collect();
+    ranked.sort_by_key(|(unusable, rank, id, _)| (*unusable, *rank, *id));
+    let usable = ranked.iter().filter(|(unusable, ..)| !unusable).count();
+    if usable < quorum {
+        return None;
+    }
+    let mut chosen: Vec<(NodeId, Generation)> = Vec::with_capacity(count);
+    let mut zones = BTreeSet::new();
+    for fresh_zones_only in [true, false] {
+        for (unusable, _, id, view) in &ranked {
+            let taken = chosen.iter().any(|(node, _)| node == id);
+            let zone_taken = !view.zone.is_empty() && zones.contains(&view.zone);
+            if chosen.len() == count || taken || (fresh_zones_only && (*unusable || zone_taken)) {
+                continue;
+            }
+            zones.insert(view.zone.clone());
+            chosen.push((*id, view.generation));
+        }
+    }
+    Some(chosen)
+}
+
+fn is_usable(id: NodeId, view: &NodeView, avoid: &BTreeSet<NodeId>) -> bool {
+    view.usable && view.connected && !avoid.contains(&id)
+}
+
+fn rank(segment: SegmentId, node: NodeId) -> u64 {
+    let mut x = segment.partition.0 ^ (u64::from(segment.seq) << 40) ^ (u64::from(node.0) << 20);
+    x ^= u64::from(segment.epoch.0) << 52;
+    x = x.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x ^= x >> 29;
+    x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^ (x >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+    use forebay_record::{Epoch, PartitionId};
+
+    fn nodes(zones: &[&str]) -> Nodes {
+        (1_u32..)
+            .zip(zones)
+            .map(|(id, zone)| {
+                let view = NodeView {
+                    generation: Generation(1),
+                    zone: (*zone).to_owned(),
+                    usable: true,
+                    connected: true,
+                };
+                (NodeId(id), view)
+            })
+            .collect()
+    }
+
+    fn segment(seq: u32) -> SegmentId {
+        SegmentId {
+            partition: PartitionId(3),
+            epoch: Epoch(1),
+            seq,
+        }
+    }
+
+    #[test]
+    fn replicas_lie_in_different_zones_where_there_are_enough() {
+        let nodes = nodes(&["a", "a", "a", "b", "b", "c"]);
+        for seq in 0..50 {
+            let chosen = choose(segment(seq), &nodes, &BTreeSet::new(), 3, 2).unwrap();
+            let zones: BTreeSet<_> = chosen
+                .iter()
+                .map(|(node, _)| nodes.get(node).unwrap().zone.clone())
+                .collect();
+            assert_eq!(zones.len(), 3, "{chosen:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_down_only_fills_a_set_that_has_its_quorum() {
+        let mut nodes = nodes(&["", "", ""]);
+        nodes.get_mut(&NodeId(2)).unwrap().connected = false;
+        let chosen = choose(segment(1), &nodes, &BTreeSet::new(), 3, 2).unwrap();
+        assert_eq!(chosen.last().unwrap().0, NodeId(2));
+        nodes.get_mut(&NodeId(3)).unwrap().usable = false;
+        assert!(choose(segment(1), &nodes, &BTreeSet::new(), 3, 2).is_none());
+    }
+
+    #[test]
+    fn segments_spread_over_the_nodes() {
+        let nodes = nodes(&["", "", "", "", "", ""]);
+        let mut counts = std::collections::BTreeMap::new();
+        for seq in 0..600 {
+            for (node, _) in choose(segment(seq), &nodes, &BTreeSet::new(), 3, 2).unwrap() {
+                *counts.entry(node).or_insert(0) += 1;
+            }
+        }
+        for (node, count) in counts {
+            assert!((200..400).contains(&count), "{node} has {count} of 300");
+        }
+    }
+}

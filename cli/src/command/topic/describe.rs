@@ -1,0 +1,197 @@
+//! `topic describe`.
+
+use anyhow::Context as _;
+use forebay_client::Admin;
+
+use super::view::{Partition, Segment, Topic};
+use crate::output::{FormatArgs, bytes, grouped, or_dash, table};
+
+/// Segments of a partition shown in the table: the newest. JSON has all.
+const SEGMENTS_SHOWN: usize = 8;
+
+/// What to describe.
+#[derive(Debug, clap::Args)]
+pub struct DescribeArgs {
+    /// Name of the topic
+    pub name: String,
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+/// Describes the topic.
+pub async fn run(args: DescribeArgs, admin: &Admin) -> anyhow::Result<()> {
+    let topic = admin.describe_topic(&args.name).await;
+    let topic = topic.with_context(|| format!("cannot describe topic {:?}", args.name))?;
+    args.format.print(&Topic::from(topic), render)
+}
+
+fn render(topic: &Topic) -> String {
+    let mut text = format!("topic {}, id {}", topic.name, topic.id);
+    for (key, value) in &topic.config {
+        text.push_str(&format!("\n  {key} = {value}"));
+    }
+    let header = [
+        "PARTITION",
+        "OWNER",
+        "EPOCH",
+        "LOG START",
+        "HIGH WATERMARK",
+        "BYTES",
+        "SEGMENTS (epoch.seq, offsets, nodes)",
+    ];
+    let rows = topic.partitions.iter().flat_map(rows_of);
+    format!("{text}\n\n{}", table(&header, &[0, 1, 2, 3, 4, 5], rows))
+}
+
+/// A row for the partition with its newest segment, and one for each segment before that.
+fn rows_of(partition: &Partition) -> Vec<Vec<String>> {
+    let size = partition
+        .segments
+        .iter()
+        .fold(0_u64, |size, segment| size.saturating_add(segment.bytes));
+    let mut rows = vec![vec![
+        partition.partition.to_string(),
+        or_dash(partition.owner),
+        partition.epoch.to_string(),
+        grouped(partition.log_start),
+        or_dash(partition.high_watermark.map(grouped)),
+        bytes(size),
+    ]];
+    let mut chain: Vec<String> = partition
+        .segments
+        .iter()
+        .rev()
+        .take(SEGMENTS_SHOWN)
+        .map(segment)
+        .collect();
+    let hidden = partition.segments.len() - chain.len();
+    if hidden > 0 {
+        chain.push(format!("and {} older", grouped(hidden as u64)));
+    }
+    if chain.is_empty() {
+        chain.push("-".to_owned());
+    }
+    for (at, line) in chain.into_iter().enumerate() {
+        match rows.get_mut(at) {
+            Some(row) => row.push(line),
+            None => rows.push([vec![String::new(); 6], vec![line]].concat()),
+        }
+    }
+    rows
+}
+
+fn segment(segment: &Segment) -> String {
+    let nodes: Vec<_> = segment
+        .replicas
+        .iter()
+        .map(|replica| format!("{}:{}", replica.node, replica.generation))
+        .collect();
+    let end = segment.end.map_or_else(|| "open".to_owned(), grouped);
+    format!(
+        "{}.{} {}..{end} on {}",
+        segment.epoch,
+        segment.seq,
+        grouped(segment.base),
+        nodes.join(" ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+    use forebay_proto::v1;
+
+    use super::*;
+
+    fn described() -> Topic {
+        let replica = |node| v1::ReplicaDescription { node, generation: 1 };
+        let segment = |seq, base, end| v1::SegmentDescription {
+            epoch: 3,
+            seq,
+            base,
+            end,
+            replicas: vec![replica(1), replica(4)],
+            bytes: 1 << 20,
+        };
+        let full = v1::PartitionDescription {
+            partition: 0,
+            partition_id: 17,
+            epoch: 3,
+            owner: 2,
+            log_start: 0,
+            high_watermark: Some(2_500),
+            segments: vec![segment(1, 0, Some(1_000)), segment(2, 1_000, None)],
+        };
+        let idle = v1::PartitionDescription {
+            partition: 1,
+            partition_id: 18,
+            ..Default::default()
+        };
+        Topic::from(v1::TopicDescription {
+            name: "clicks".to_owned(),
+            id: bytes::Bytes::from_static(&[7; 16]).to_vec().into(),
+            config: [("retention.ms".to_owned(), "1".to_owned())].into(),
+            partitions: vec![full, idle],
+        })
+    }
+
+    #[test]
+    fn partitions_are_rows_and_segments_follow_newest_first() {
+        let text = render(&described());
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines[0],
+            ["topic", "clicks,", "id", "07070707-0707-0707-0707-070707070707"]
+        );
+        assert_eq!(lines[1], ["retention.ms", "=", "1"]);
+        assert_eq!(
+            lines[4],
+            [
+                "0",
+                "2",
+                "3",
+                "0",
+                "2,500",
+                "2.0",
+                "MiB",
+                "3.2",
+                "1,000..open",
+                "on",
+                "1:1",
+                "4:1"
+            ]
+        );
+        assert_eq!(lines[5], ["3.1", "0..1,000", "on", "1:1", "4:1"]);
+        assert_eq!(lines[6], ["1", "-", "0", "0", "-", "0", "B", "-"]);
+        assert_eq!(lines.len(), 7);
+    }
+
+    #[test]
+    fn a_long_chain_is_shortened_to_its_newest() {
+        let mut topic = described();
+        let segment = topic.partitions[0].segments[0].clone();
+        topic.partitions[0].segments = vec![segment; 12];
+        let text = render(&topic);
+        assert_eq!(text.matches(" on 1:1").count(), SEGMENTS_SHOWN);
+        assert!(text.contains("and 4 older"), "{text}");
+    }
+
+    #[test]
+    fn json_has_an_owner_only_where_there_is_one() {
+        let json = serde_json::to_value(described()).unwrap();
+        assert_eq!(json["name"], "clicks");
+        assert_eq!(json["partitions"][0]["owner"], 2);
+        assert_eq!(json["partitions"][0]["segments"][0]["end"], 1_000);
+        assert_eq!(
+            json["partitions"][0]["segments"][1]["end"],
+            serde_json::Value::Null
+        );
+        assert_eq!(json["partitions"][0]["segments"][1]["replicas"][1]["node"], 4);
+        assert_eq!(json["partitions"][1]["owner"], serde_json::Value::Null);
+        assert_eq!(json["partitions"][1]["high_watermark"], serde_json::Value::Null);
+    }
+}

@@ -1,0 +1,40 @@
+//! Topics: making, listing, describing, deleting.
+
+mod create;
+mod delete;
+mod describe;
+mod list;
+mod view;
+
+use clap::Subcommand;
+
+use crate::connect::connect;
+
+/// What to do with topics.
+#[derive(Debug, Subcommand)]
+pub enum TopicCommand {
+    /// Make a topic
+    Create(create::CreateArgs),
+    /// List all topics
+    List(list::ListArgs),
+    /// Show a topic's partitions, who owns them and what is in them
+    Describe(describe::DescribeArgs),
+    /// Delete a topic and everything in it
+    Delete(delete::DeleteArgs),
+}
+
+impl TopicCommand {
+    /// Carries it out.
+    pub async fn run(self, servers: &[String]) -> anyhow::Result<()> {
+        match self {
+            Self::Create(args) => create::run(args, &connect(servers).await?.admin()).await,
+            Self::List(args) => list::run(args, &connect(servers).await?.admin()).await,
+            Self::Describe(args) => describe::run(args, &connect(servers).await?.admin()).await,
+            Self::Delete(args) => {
+                // Asked before anything is done, be it only connecting.
+                delete::confirm(&args)?;
+                delete::run(&args, &connect(servers).await?.admin()).await
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What every role of a process shares: clock, randomness, metrics, tasks, exchanges, metadata.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use forebay_meta::cluster::{self, Cluster, ClusterSettings};
+use forebay_meta::store::{EmbeddedStore, EtcdOptions, EtcdStore, MetaStore};
+use forebay_proto::data::endpoint::{Dialer, Exchange, FrontProtocol, ReplicaProtocol};
+use forebay_runtime::admin_http::Readiness;
+use forebay_runtime::clock::{Clock, SystemClock};
+use forebay_runtime::metrics::Metrics;
+use forebay_runtime::net::{MemNetwork, SystemConnector};
+use forebay_runtime::random::{OsRandom, Random};
+use forebay_runtime::tasks::Tasks;
+
+use super::config::Config;
+
+/// The shared parts of one process.
+pub struct Process {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) random: Arc<dyn Random>,
+    pub(super) metrics: Metrics,
+    pub(super) readiness: Readiness,
+    pub(super) tasks: Tasks,
+    pub(super) connector: Arc<SystemConnector>,
+    pub(super) fronts: Exchange<FrontProtocol>,
+    pub(super) nodes: Exchange<ReplicaProtocol>,
+}
+
+impl Process {
+    /// The parts of a process on the machine's own clock and network.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self {
+            clock: Arc::new(SystemClock::new()),
+            random: Arc::new(OsRandom),
+            metrics: Metrics::new(),
+            readiness: Readiness::new(),
+            tasks: Tasks::new(name),
+            connector: Arc::new(SystemConnector::new(MemNetwork::new())),
+            fronts: Exchange::default(),
+            nodes: Exchange::default(),
+        }
+    }
+
+    pub(super) fn front_dialer(&self) -> Dialer<FrontProtocol> {
+        Dialer::new(
+            self.connector.clone(),
+            self.fronts.clone(),
+            self.tasks.group("fronts"),
+        )
+    }
+
+    pub(super) fn node_dialer(&self) -> Dialer<ReplicaProtocol> {
+        Dialer::new(
+            self.connector.clone(),
+            self.nodes.clone(),
+            self.tasks.group("nodes"),
+        )
+    }
+
+    /// Opens the metadata store that a configuration names.
+    pub(super) async fn open_store(
+        &self,
+        config: &Config,
+        embedded: Option<&Path>,
+    ) -> anyhow::Result<Arc<dyn MetaStore>> {
+        let tasks = self.tasks.group("metadata");
+        if let Some(path) = embedded {
+            let store = EmbeddedStore::open(path, Arc::clone(&self.clock), &tasks)
+                .await
+                .with_context(|| format!("embedded metadata in {}", path.display()))?;
+            return Ok(Arc::new(store));
+        }
+        let endpoints = config.metadata.etcd.clone();
+        anyhow::ensure!(
+            !endpoints.is_empty(),
+            "metadata.etcd names no endpoint; one machine alone runs `forebay standalone`"
+        );
+        let options = EtcdOptions::new(endpoints, &config.cluster.name);
+        let store = EtcdStore::connect_within(options, &tasks, config.metadata.start_timeout.get()).await?;
+        Ok(Arc::new(store))
+    }
+
+    /// Joins the cluster of a metadata store, or founds it.
+    pub(super) async fn join(&self, config: &Config, store: &dyn MetaStore) -> anyhow::Result<Cluster> {
+        let settings = ClusterSettings {
+            cluster_id: None,
+            replicas: config.cluster.replicas,
+            ack_quorum: config.cluster.ack_quorum,
+        };
+        Ok(cluster::join(store, &settings, self.random.as_ref()).await?)
+    }
+}

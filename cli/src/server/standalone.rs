@@ -1,0 +1,64 @@
+//! Everything in one process: all roles, embedded metadata, one replica on one disk.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use forebay_runtime::config::ByteSize;
+
+use super::config::{Config, Role};
+use super::process::Process;
+use super::roles::start_with;
+use super::running::Running;
+
+/// How a standalone process runs.
+#[derive(Debug, Clone)]
+pub struct StandaloneOptions {
+    /// Where everything is kept; made if missing.
+    pub data_dir: PathBuf,
+    /// gRPC.
+    pub grpc_listen: SocketAddr,
+    /// Metrics and health.
+    pub admin_listen: SocketAddr,
+    /// The rest.
+    pub config: Config,
+}
+
+impl Default for StandaloneOptions {
+    fn default() -> Self {
+        let mut config = Config::default();
+        // A laptop should not have to give whole gibibytes before the first record.
+        config.storage.journal_file_bytes = ByteSize::mib(256);
+        Self {
+            data_dir: PathBuf::from("forebay-data"),
+            grpc_listen: config.listen.grpc,
+            admin_listen: config.listen.admin,
+            config,
+        }
+    }
+}
+
+/// Starts all roles over one folder.
+///
+/// # Errors
+/// Where the folder is in use or damaged, or a port is taken.
+pub async fn start_standalone(options: StandaloneOptions) -> anyhow::Result<Running> {
+    let StandaloneOptions {
+        data_dir,
+        grpc_listen,
+        admin_listen,
+        mut config,
+    } = options;
+    std::fs::create_dir_all(&data_dir)
+        .with_context(|| format!("cannot make the data folder {}", data_dir.display()))?;
+    config.cluster.replicas = 1;
+    config.cluster.ack_quorum = 1;
+    config.listen.grpc = grpc_listen;
+    config.listen.admin = admin_listen;
+    config.storage.data_dir = data_dir.join("log");
+    // The roles meet inside the process.
+    config.storage.data_listen = String::new();
+    config.broker.data_listen = String::new();
+    let metadata = data_dir.join("metadata.redb");
+    start_with(Process::new("standalone"), &Role::ALL, config, Some(&metadata)).await
+}

@@ -1,0 +1,212 @@
+//! Topics, offsets and the state of the cluster.
+//!
+//! Questions are repeated until the retry timeout; making and deleting a topic only as long as it
+//! is certain that nothing was done.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use forebay_proto::v1;
+use forebay_proto::v1::admin_client::AdminClient;
+use forebay_proto::v1::data_client::DataClient;
+
+use crate::error::Refusal;
+use crate::link::{Link, MESSAGE_BYTES_MAX, Repeat};
+use crate::offsets::{self, FoundOffset, OffsetsError, StartPosition};
+
+/// Pages of a listing; far more topics than a cluster is built for.
+const PAGES_MAX: usize = 10_000;
+
+/// Why an administrative request failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    /// It was refused; nothing was changed.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// Nobody knows whether it was applied: look before trying again.
+    #[error("outcome unknown: {0}")]
+    OutcomeUnknown(Refusal),
+    /// The answer lacks something that it must have.
+    #[error("answer without {missing}")]
+    Incomplete {
+        /// What is missing.
+        missing: &'static str,
+    },
+}
+
+impl AdminError {
+    fn of_change(refusal: Refusal) -> Self {
+        if refusal.is_unknown() {
+            Self::OutcomeUnknown(refusal)
+        } else {
+            Self::Refused(refusal)
+        }
+    }
+}
+
+/// Administers topics and looks at the cluster.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    link: Arc<Link>,
+}
+
+impl Admin {
+    pub(crate) const fn new(link: Arc<Link>) -> Self {
+        Self { link }
+    }
+
+    /// Makes a topic. Configuration keys are as Kafka names them.
+    ///
+    /// # Errors
+    /// Refused (it exists, a name or a key is wrong), or the outcome is unknown.
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        partitions: u32,
+        config: BTreeMap<String, String>,
+    ) -> Result<v1::TopicDescription, AdminError> {
+        let request = v1::CreateTopicRequest {
+            name: name.to_owned(),
+            partitions,
+            config,
+        };
+        self.link
+            .call(Repeat::WhenRefused, |channel| {
+                let request = request.clone();
+                async move { AdminClient::new(channel).create_topic(request).await }
+            })
+            .await
+            .map_err(AdminError::of_change)?
+            .topic
+            .ok_or(AdminError::Incomplete { missing: "topic" })
+    }
+
+    /// All topics, in the order of their names.
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn list_topics(&self) -> Result<Vec<v1::TopicSummary>, AdminError> {
+        let mut topics: Vec<v1::TopicSummary> = Vec::new();
+        for _ in 0..PAGES_MAX {
+            let after = topics.last().map(|topic| topic.name.clone()).unwrap_or_default();
+            let request = v1::ListTopicsRequest { after, limit: 0 };
+            let page = self
+                .link
+                .call(Repeat::Always, |channel| {
+                    let request = request.clone();
+                    async move {
+                        let client = AdminClient::new(channel);
+                        client
+                            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                            .list_topics(request)
+                            .await
+                    }
+                })
+                .await
+                .map_err(AdminError::Refused)?;
+            let more = page.more && !page.topics.is_empty();
+            topics.extend(page.topics);
+            if !more {
+                break;
+            }
+        }
+        Ok(topics)
+    }
+
+    /// A topic's configuration, partitions and segments.
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn describe_topic(&self, name: &str) -> Result<v1::TopicDescription, AdminError> {
+        let request = v1::DescribeTopicRequest {
+            name: name.to_owned(),
+        };
+        self.link
+            .call(Repeat::Always, |channel| {
+                let request = request.clone();
+                async move {
+                    let client = AdminClient::new(channel);
+                    client
+                        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                        .describe_topic(request)
+                        .await
+                }
+            })
+            .await
+            .map_err(AdminError::Refused)?
+            .topic
+            .ok_or(AdminError::Incomplete { missing: "topic" })
+    }
+
+    /// Deletes a topic and what is in it.
+    ///
+    /// # Errors
+    /// Refused, or the outcome is unknown.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), AdminError> {
+        let request = v1::DeleteTopicRequest {
+            name: name.to_owned(),
+        };
+        self.link
+            .call(Repeat::WhenRefused, |channel| {
+                let request = request.clone();
+                async move { AdminClient::new(channel).delete_topic(request).await }
+            })
+            .await
+            .map_err(AdminError::of_change)?;
+        Ok(())
+    }
+
+    /// Brokers, storage nodes and proxies.
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn describe_cluster(&self) -> Result<v1::DescribeClusterResponse, AdminError> {
+        self.link
+            .call(Repeat::Always, |channel| async move {
+                let client = AdminClient::new(channel);
+                let request = v1::DescribeClusterRequest {};
+                client
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                    .describe_cluster(request)
+                    .await
+            })
+            .await
+            .map_err(AdminError::Refused)
+    }
+
+    /// What a client must know of some topics, or of all where none is named. A topic that does
+    /// not exist has its error in its entry.
+    ///
+    /// # Errors
+    /// Refused.
+    pub async fn metadata(&self, topics: &[&str]) -> Result<v1::MetadataResponse, AdminError> {
+        let topics: Vec<String> = topics.iter().map(|&topic| topic.to_owned()).collect();
+        metadata(&self.link, topics).await.map_err(AdminError::Refused)
+    }
+
+    /// Offsets at some positions, in the order they were asked for.
+    ///
+    /// # Errors
+    /// Refused, as a whole or for one of the partitions.
+    pub async fn list_offsets(
+        &self,
+        positions: Vec<(String, u32, StartPosition)>,
+    ) -> Result<Vec<FoundOffset>, OffsetsError> {
+        offsets::list(&self.link, positions).await
+    }
+}
+
+/// What a client must know of topics.
+pub(crate) async fn metadata(link: &Link, topics: Vec<String>) -> Result<v1::MetadataResponse, Refusal> {
+    let request = v1::MetadataRequest { topics };
+    link.call(Repeat::Always, |channel| {
+        let request = request.clone();
+        async move {
+            DataClient::new(channel)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .metadata(request)
+                .await
+        }
+    })
+    .await
+}

@@ -1,0 +1,11 @@
+//! The partition record as a value, and every change it can go through.
+//!
+//! A change is a pure function from one record to the next, refused where it would break the
+//! chain (I11); its author then stores it by one compare-and-swap. Nothing here does I/O.
+
+mod partition;
+mod stored;
+mod topic;
+
+pub use partition::{CHAIN_MAX, Gap, ManifestRef, Partition, Refused, Run, Segment};
+pub use topic::{TopicConfig, TopicConfigError};

@@ -1,0 +1,392 @@
+//! One partition's record: who owns it, and the chain of segments not offloaded yet.
+
+use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
+use uuid::Uuid;
+
+/// Segments in a chain before planned rolls are held back.
+pub const CHAIN_MAX: usize = 16;
+
+/// One segment of the chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// The segment.
+    pub id: SegmentId,
+    /// Orders it against floors (I17).
+    pub token: Token,
+    /// First offset.
+    pub base: Offset,
+    /// Sealed end, exclusive; none while open.
+    pub end: Option<Offset>,
+    /// Replicas that must have synced an entry before it is committed.
+    pub ack_quorum: u8,
+    /// The replica set; fixed while the segment is open (I2).
+    pub replicas: Vec<(NodeId, Generation)>,
+    /// Bytes of frames when it was sealed.
+    pub bytes: u64,
+}
+
+impl Segment {
+    /// Closed replicas that any recovery needs, so that one of them holds every acknowledged
+    /// entry: n − a + 1.
+    #[must_use]
+    pub fn close_quorum(&self) -> usize {
+        self.replicas.len() + 1 - usize::from(self.ack_quorum).min(self.replicas.len())
+    }
+
+    /// The generation that the record names for a node, none where it is no replica.
+    #[must_use]
+    pub fn generation_of(&self, node: NodeId) -> Option<Generation> {
+        self.replicas
+            .iter()
+            .find(|(id, _)| *id == node)
+            .map(|(_, generation)| *generation)
+    }
+}
+
+/// Where the immutable manifest of the offloaded past is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestRef {
+    /// Counts its versions.
+    pub generation: u64,
+    /// End of what it covers, exclusive.
+    pub end: Offset,
+    /// Bytes of the object.
+    pub len: u64,
+    /// CRC-32C of the object.
+    pub crc32c: u32,
+}
+
+/// An offloaded range that is not folded into the manifest yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// First offset.
+    pub base: Offset,
+    /// End, exclusive.
+    pub end: Offset,
+    /// Object's name.
+    pub object: String,
+    /// Where the run starts in the object.
+    pub position: u64,
+    /// Bytes of the run.
+    pub len: u64,
+    /// CRC-32C of the run.
+    pub crc32c: u32,
+}
+
+/// Offsets declared lost or skipped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// First offset.
+    pub base: Offset,
+    /// End, exclusive.
+    pub end: Offset,
+    /// Why.
+    pub reason: String,
+}
+
+/// The record of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// The partition.
+    pub id: PartitionId,
+    /// Its topic.
+    pub topic: Uuid,
+    /// Its number within the topic.
+    pub number: u32,
+    /// Raised by each grant.
+    pub epoch: Epoch,
+    /// Broker of the newest grant, none before the first.
+    pub owner: Option<BrokerId>,
+    /// Session of that broker.
+    pub session: SessionId,
+    /// Sequence of the newest segment that this epoch has linked; 0 before the first.
+    pub last_seq: u32,
+    /// First offset kept.
+    pub log_start: Offset,
+    /// The offloaded past.
+    pub manifest: Option<ManifestRef>,
+    /// Offloaded ranges after the manifest.
+    pub recent: Vec<Run>,
+    /// Segments after those.
+    pub chain: Vec<Segment>,
+    /// Nonce of the newest change.
+    pub op: u64,
+    /// Declared gaps.
+    pub gaps: Vec<Gap>,
+    /// The topic is gone.
+    pub deleted: bool,
+}
+
+/// Why a change may not be made to a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The topic is gone.
+    #[error("{0} is deleted")]
+    Deleted(PartitionId),
+    /// The end lies before the segment's base.
+    #[error("{segment} cannot end at {end}, it begins at {base}")]
+    End {
+        /// The segment.
+        segment: SegmentId,
+        /// Its base.
+        base: Offset,
+        /// The end asked for.
+        end: Offset,
+    },
+    /// There is no open segment to seal, or one is open already.
+    #[error("{0} has {1}")]
+    Open(PartitionId, &'static str),
+    /// The new segment does not continue the chain.
+    #[error("{segment} cannot follow: {what} is {found}, {expected} expected")]
+    Link {
+        /// The new segment.
+        segment: SegmentId,
+        /// Which property.
+        what: &'static str,
+        /// As given.
+        found: u64,
+        /// As needed.
+        expected: u64,
+    },
+    /// The epochs are used up.
+    #[error("{0} has no epochs left")]
+    Epochs(PartitionId),
+}
+
+impl Partition {
+    /// A partition that nothing was ever written to.
+    #[must_use]
+    pub const fn new(id: PartitionId, topic: Uuid, number: u32) -> Self {
+        Self {
+            id,
+            topic,
+            number,
+            epoch: Epoch(0),
+            owner: None,
+            session: SessionId(0),
+            last_seq: 0,
+            log_start: Offset(0),
+            manifest: None,
+            recent: Vec::new(),
+            chain: Vec::new(),
+            op: 0,
+            gaps: Vec::new(),
+            deleted: false,
+        }
+    }
+
+    /// The open segment, if there is one: always the last.
+    #[must_use]
+    pub fn open(&self) -> Option<&Segment> {
+        self.chain.last().filter(|segment| segment.end.is_none())
+    }
+
+    /// First offset that no sealed segment, run or manifest covers.
+    #[must_use]
+    pub fn sealed_end(&self) -> Offset {
+        let chained = self.chain.iter().rev().find_map(|segment| segment.end);
+        let open_base = self.open().map(|segment| segment.base);
+        chained
+            .or(open_base)
+            .or_else(|| self.recent.last().map(|run| run.end))
+            .or_else(|| self.manifest.as_ref().map(|manifest| manifest.end))
+            .unwrap_or(self.log_start)
+            .max(self.log_start)
+    }
+
+    /// Takes the partition for a broker's session: every older owner's change fails from here.
+    ///
+    /// # Errors
+    /// Where the partition is deleted.
+    pub fn grant(&self, owner: BrokerId, session: SessionId, op: u64) -> Result<Self, Refused> {
+        self.alive()?;
+        let epoch = self.epoch.0.checked_add(1).ok_or(Refused::Epochs(self.id))?;
+        Ok(Self {
+            epoch: Epoch(epoch),
+            owner: Some(owner),
+            session,
+            last_seq: 0,
+            op,
+            ..self.clone()
+        })
+    }
+
+    /// Links the first segment after a sealed end.
+    ///
+    /// # Errors
+    /// Where a segment is open, or the new one does not continue the log.
+    pub fn open_first(&self, segment: Segment, op: u64) -> Result<Self, Refused> {
+        self.alive()?;
+        if self.open().is_some() {
+            return Err(Refused::Open(self.id, "an open segment already"));
+        }
+        let mut next = Self { op, ..self.clone() };
+        next.link(segment)?;
+        Ok(next)
+    }
+
+    /// Seals the open segment at `end`, or drops it where that leaves it empty, and links `follow`.
+    /// Roll, ensemble change and takeover are all this.
+    ///
+    /// # Errors
+    /// Where no segment is open, the end lies before its base, or `follow` does not continue it.
+    pub fn seal(&self, end: Offset, bytes: u64, follow: Option<Segment>, op: u64) -> Result<Self, Refused> {
+        self.alive()?;
+        let mut next = Self { op, ..self.clone() };
+        let Some(open) = next.chain.last_mut().filter(|segment| segment.end.is_none()) else {
+            return Err(Refused::Open(self.id, "no open segment"));
+        };
+        if end < open.base {
+            return Err(Refused::End {
+                segment: open.id,
+                base: open.base,
+                end,
+            });
+        }
+        open.end = Some(end);
+        open.bytes = bytes;
+        if end == open.base {
+            next.chain.pop();
+        }
+        if let Some(segment) = follow {
+            next.link_at(segment, end)?;
+        }
+        Ok(next)
+    }
+
+    fn link(&mut self, segment: Segment) -> Result<(), Refused> {
+        let end = self.sealed_end();
+        self.link_at(segment, end)
+    }
+
+    fn link_at(&mut self, segment: Segment, end: Offset) -> Result<(), Refused> {
+        let refuse = |what, found, expected| {
+            Err(Refused::Link {
+                segment: segment.id,
+                what,
+                found,
+                expected,
+            })
+        };
+        if segment.id.partition != self.id {
+            return refuse("partition", segment.id.partition.0, self.id.0);
+        }
+        if segment.id.epoch != self.epoch {
+            return refuse("epoch", u64::from(segment.id.epoch.0), u64::from(self.epoch.0));
+        }
+        if segment.id.seq <= self.last_seq {
+            return refuse(
+                "sequence",
+                u64::from(segment.id.seq),
+                u64::from(self.last_seq) + 1,
+            );
+        }
+        if segment.base != end {
+            return refuse("base", segment.base.0, end.0);
+        }
+        if let Some(last) = self.chain.last()
+            && segment.token <= last.token
+        {
+            return refuse("token", segment.token.0, last.token.0 + 1);
+        }
+        self.last_seq = segment.id.seq;
+        self.chain.push(segment);
+        Ok(())
+    }
+
+    const fn alive(&self) -> Result<(), Refused> {
+        if self.deleted {
+            Err(Refused::Deleted(self.id))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Marks the partition as deleted; the record stays as proof for those who trim (I16).
+    #[must_use]
+    pub fn delete(&self, op: u64) -> Self {
+        Self {
+            deleted: true,
+            op,
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+
+    fn segment(epoch: u32, seq: u32, token: u64, base: u64) -> Segment {
+        Segment {
+            id: SegmentId {
+                partition: PartitionId(1),
+                epoch: Epoch(epoch),
+                seq,
+            },
+            token: Token(token),
+            base: Offset(base),
+            end: None,
+            ack_quorum: 2,
+            replicas: (1..=3).map(|node| (NodeId(node), Generation(1))).collect(),
+            bytes: 0,
+        }
+    }
+
+    fn granted() -> Partition {
+        Partition::new(PartitionId(1), Uuid::nil(), 0)
+            .grant(BrokerId(1), SessionId(5), 1)
+            .unwrap()
+    }
+
+    #[test]
+    fn a_chain_grows_without_gaps_and_tokens_rise() {
+        let record = granted().open_first(segment(1, 1, 10, 0), 2).unwrap();
+        assert!(
+            record.open_first(segment(1, 2, 11, 0), 3).is_err(),
+            "one segment is open already"
+        );
+        assert!(
+            record.seal(Offset(7), 0, Some(segment(1, 2, 11, 8)), 3).is_err(),
+            "gap"
+        );
+        assert!(
+            record.seal(Offset(7), 0, Some(segment(1, 2, 10, 7)), 3).is_err(),
+            "token does not rise"
+        );
+        assert!(
+            record.seal(Offset(7), 0, Some(segment(2, 2, 11, 7)), 3).is_err(),
+            "another epoch"
+        );
+        let rolled = record.seal(Offset(7), 99, Some(segment(1, 2, 11, 7)), 3).unwrap();
+        assert_eq!(rolled.chain.len(), 2);
+        assert_eq!(rolled.chain[0].end, Some(Offset(7)));
+        assert_eq!(rolled.last_seq, 2);
+    }
+
+    #[test]
+    fn an_empty_open_segment_is_dropped_not_sealed() {
+        let record = granted().open_first(segment(1, 1, 10, 0), 2).unwrap();
+        let next = record.seal(Offset(0), 0, Some(segment(1, 2, 11, 0)), 3).unwrap();
+        assert_eq!(next.chain.len(), 1);
+        assert_eq!(next.open().unwrap().id.seq, 2);
+    }
+
+    #[test]
+    fn a_grant_restarts_the_sequence_and_keeps_the_chain() {
+        let record = granted().open_first(segment(1, 1, 10, 0), 2).unwrap();
+        let next = record.grant(BrokerId(2), SessionId(9), 3).unwrap();
+        assert_eq!((next.epoch, next.last_seq, next.chain.len()), (Epoch(2), 0, 1));
+        assert!(record.delete(4).grant(BrokerId(2), SessionId(9), 5).is_err());
+    }
+
+    #[test]
+    fn two_of_three_close_what_two_of_three_commit() {
+        let mut one = segment(1, 1, 1, 0);
+        assert_eq!(one.close_quorum(), 2);
+        one.replicas.truncate(1);
+        one.ack_quorum = 1;
+        assert_eq!(one.close_quorum(), 1);
+    }
+}

@@ -1,0 +1,281 @@
+//! Reading below the owner's tail: a plan from the owner, the bytes from storage nodes.
+//!
+//! Each segment is read up to the bound that was stated for it and for no other (I13, I14). A
+//! replica that does not have the bytes sends the reader to the next one, then for a new plan,
+//! a bounded number of times; it never means that the log ends (I15, I23). Plans are kept for
+//! [`PLAN_FRESH_FOR`], so that a consumer far behind costs the owner next to nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_proto::data::endpoint::{FrontProtocol, ReplicaProtocol};
+use forebay_proto::data::front::{FromBroker, PlanSegment, ReadPlan, ToBroker};
+use forebay_proto::data::replica::{FromNode, ReadRequest, ToNode};
+use forebay_proto::error::Failure;
+use forebay_proto::v1::ErrorCode;
+use forebay_record::{Generation, NodeId, Offset, PartitionId};
+use forebay_runtime::backoff::{Backoff, Policy};
+use forebay_runtime::clock::{self, Clock};
+use forebay_runtime::random::Random;
+use parking_lot::Mutex;
+
+use super::plan::{self, Next, Place};
+use crate::membership::Membership;
+use crate::metrics::ProxyMetrics;
+use crate::peer::Pool;
+use crate::routes::Owner;
+
+/// How long a plan is used without asking again.
+const PLAN_FRESH_FOR: Duration = Duration::from_secs(5);
+const PLANS_MAX: usize = 8192;
+/// Plans tried for one read.
+const ROUNDS_MAX: u32 = 4;
+const NODE_TIMEOUT: Duration = Duration::from_secs(3);
+const OWNER_TIMEOUT: Duration = Duration::from_secs(5);
+const BACKOFF: Policy = Policy {
+    base: Duration::from_millis(5),
+    ceiling: Duration::from_millis(200),
+    retries_max: ROUNDS_MAX,
+    deadline: Duration::from_secs(10),
+};
+
+/// Bytes read around the owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caught {
+    pub high_watermark: Offset,
+    pub log_start: Offset,
+    /// Empty where the plan ends at the offset.
+    pub batches: Bytes,
+}
+
+struct Known {
+    plan: Arc<ReadPlan>,
+    at: Duration,
+}
+
+pub(crate) struct CatchUp {
+    pub fronts: Pool<FrontProtocol>,
+    pub nodes: Pool<ReplicaProtocol>,
+    pub membership: Membership,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    pub metrics: ProxyMetrics,
+    plans: Mutex<HashMap<PartitionId, Known>>,
+    /// Spreads reads over replicas.
+    turn: AtomicUsize,
+}
+
+impl CatchUp {
+    pub(crate) fn new(
+        fronts: Pool<FrontProtocol>,
+        nodes: Pool<ReplicaProtocol>,
+        membership: Membership,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        metrics: ProxyMetrics,
+    ) -> Self {
+        let (plans, turn) = (Mutex::default(), AtomicUsize::new(0));
+        Self {
+            fronts,
+            nodes,
+            membership,
+            clock,
+            random,
+            metrics,
+            plans,
+            turn,
+        }
+    }
+
+    /// Whether a fresh plan says where an offset is: then the owner need not be asked at all.
+    pub(crate) fn covers(&self, partition: PartitionId, offset: Offset) -> bool {
+        self.fresh(partition)
+            .is_some_and(|plan| matches!(plan::place(&plan, offset), Place::Segment(_)))
+    }
+
+    fn fresh(&self, partition: PartitionId) -> Option<Arc<ReadPlan>> {
+        let now = self.clock.monotonic();
+        let plans = self.plans.lock();
+        let known = plans.get(&partition)?;
+        (now.saturating_sub(known.at) < PLAN_FRESH_FOR).then(|| Arc::clone(&known.plan))
+    }
+
+    /// Reads about `max_bytes` from an offset.
+    ///
+    /// Cancel safety: may be dropped at any await; requests under way are withdrawn.
+    pub(crate) async fn read(
+        &self,
+        owner: &Owner,
+        partition: PartitionId,
+        from: Offset,
+        max_bytes: u32,
+    ) -> Result<Caught, Failure> {
+        let mut backoff = Backoff::new(BACKOFF, Arc::clone(&self.clock), Arc::clone(&self.random));
+        let mut known = self.fresh(partition);
+        loop {
+            let plan = match known.take() {
+                Some(plan) => plan,
+                None => self.ask(owner, partition, from).await?,
+            };
+            let (high_watermark, log_start) = (plan.high_watermark, plan.log_start);
+            let failure = match plan::place(&plan, from) {
+                Place::Segment(segment) => match self.read_segment(segment, from, max_bytes).await {
+                    Ok(batches) => {
+                        self.metrics.bytes_out_catch_up.inc_by(batches.len() as u64);
+                        return Ok(Caught {
+                            high_watermark,
+                            log_start,
+                            batches,
+                        });
+                    }
+                    Err(failure) => failure,
+                },
+                Place::BelowStart => {
+                    return Err(super::out_of_range(partition, from, log_start, high_watermark));
+                }
+                Place::Beyond => {
+                    return Ok(Caught {
+                        high_watermark,
+                        log_start,
+                        batches: Bytes::new(),
+                    });
+                }
+                Place::Missing => Failure::new(
+                    ErrorCode::Unavailable,
+                    format!("partition {partition} offset {from} lies in no segment of the owner's plan"),
+                ),
+            };
+            // Whatever the plan said did not help: forget it.
+            self.plans.lock().remove(&partition);
+            if backoff.wait().await.is_err() {
+                return Err(failure);
+            }
+            tracing::debug!(%partition, %from, %failure, "reading with a new plan");
+        }
+    }
+
+    async fn ask(
+        &self,
+        owner: &Owner,
+        partition: PartitionId,
+        from: Offset,
+    ) -> Result<Arc<ReadPlan>, Failure> {
+        let session = self.fronts.session(owner.broker, &owner.address).await?;
+        let epoch = owner.epoch;
+        let asking = session.request(|request| ToBroker::Plan {
+            request,
+            partition,
+            epoch,
+            from,
+        });
+        let answer = clock::timeout(&*self.clock, OWNER_TIMEOUT, asking).await;
+        let answer = answer.map_err(|elapsed| {
+            Failure::new(
+                ErrorCode::Unavailable,
+                format!("broker {} gave no plan: {elapsed}", owner.broker),
+            )
+        })??;
+        let FromBroker::Plan { result, .. } = answer else {
+            return Err(super::unexpected("broker", owner.broker));
+        };
+        let plan = Arc::new(result?);
+        let mut plans = self.plans.lock();
+        if plans.len() >= PLANS_MAX && !plans.contains_key(&partition) {
+            plans.clear();
+        }
+        plans.insert(
+            partition,
+            Known {
+                plan: Arc::clone(&plan),
+                at: self.clock.monotonic(),
+            },
+        );
+        Ok(plan)
+    }
+
+    /// Tries each replica once, starting with another one each time.
+    async fn read_segment(
+        &self,
+        segment: &PlanSegment,
+        from: Offset,
+        max_bytes: u32,
+    ) -> Result<Bytes, Failure> {
+        let count = segment.replicas.len();
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % count.max(1);
+        let mut damaged = 0;
+        let mut reasons = String::new();
+        for &(node, generation) in segment.replicas.iter().cycle().skip(first).take(count) {
+            let why = match self
+                .read_replica(segment, node, generation, from, max_bytes)
+                .await
+            {
+                Ok(batches) => return Ok(batches),
+                Err((next, why)) => {
+                    damaged += usize::from(next == Next::Damaged);
+                    why
+                }
+            };
+            reasons.push_str(&format!("; storage node {node}: {why}"));
+        }
+        let code = if count > 0 && damaged == count {
+            ErrorCode::CorruptLog
+        } else {
+            ErrorCode::Unavailable
+        };
+        let what = format!(
+            "segment {} offset {from} cannot be read from {count} replicas{reasons}",
+            segment.segment
+        );
+        Err(Failure::new(code, what))
+    }
+
+    async fn read_replica(
+        &self,
+        segment: &PlanSegment,
+        node: NodeId,
+        generation: Generation,
+        from: Offset,
+        max_bytes: u32,
+    ) -> Result<Bytes, (Next, String)> {
+        let address = self
+            .membership
+            .now()
+            .nodes
+            .get(&node)
+            .map(|record| Arc::from(record.data_address.as_str()));
+        let address: Arc<str> = address.ok_or_else(|| (Next::Elsewhere, "not registered".to_owned()))?;
+        let read = ReadRequest {
+            segment: segment.segment,
+            generation,
+            from,
+            until: segment.until,
+            max_bytes,
+        };
+        let asking = async {
+            let session = self.nodes.session(node, &address).await?;
+            session.request(|request| ToNode::Read { request, read }).await
+        };
+        let answer = clock::timeout(&*self.clock, NODE_TIMEOUT, asking).await;
+        let answer = answer.map_err(|elapsed| (Next::Elsewhere, elapsed.to_string()))?;
+        match answer.map_err(|failure| (Next::Elsewhere, failure.message))? {
+            FromNode::Read {
+                result: Ok(bytes), ..
+            } => {
+                let answered = bytes.len();
+                plan::visible(bytes, from, segment).ok_or_else(|| {
+                    (
+                        Next::Elsewhere,
+                        format!("{answered} bytes without a batch that holds {from}"),
+                    )
+                })
+            }
+            FromNode::Read {
+                result: Err(failure), ..
+            } => Err((plan::after(failure), format!("{failure:?}"))),
+            _ => Err((Next::Elsewhere, "answered something else".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The sources, and laying them over each other.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::de::NodeDeserializer;
+use super::node::{Node, Origin, Value};
+use super::{ConfigError, Validate};
+
+/// What an environment variable's name starts with to be part of the configuration.
+pub const ENV_PREFIX: &str = "FOREBAY_";
+
+/// Between the parts of a key in the name of an environment variable.
+const ENV_SEPARATOR: &str = "__";
+
+const CONTRADICTION: &str = "one sets a key as a whole, another a key below it";
+
+/// The sources of a configuration. The order in which they are given does not matter: flags win
+/// over the environment, that over files, those over the defaults. Within one kind the later wins.
+#[derive(Debug, Clone)]
+pub struct Layers {
+    file: Node,
+    env: Node,
+    flags: Node,
+}
+
+impl Default for Layers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Layers {
+    /// Defaults only.
+    pub fn new() -> Self {
+        Self {
+            file: Node::empty(),
+            env: Node::empty(),
+            flags: Node::empty(),
+        }
+    }
+
+    /// Adds a TOML file.
+    pub fn file(self, path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::ReadFile {
+            path: PathBuf::from(path),
+            source,
+        })?;
+        self.file_text(path, &text)
+    }
+
+    /// Adds TOML text; `path` is only what errors call it.
+    pub fn file_text(mut self, path: &Path, text: &str) -> Result<Self, ConfigError> {
+        self.file.merge(Node::from_file(path, text)?);
+        Ok(self)
+    }
+
+    /// Adds every variable named `FOREBAY_…`, such as
+    /// `FOREBAY_STORAGE__JOURNAL_FILE_BYTES=64MiB` for `storage.journal_file_bytes`. Names in
+    /// `reserved` are passed over: they mean something else to the program. `main` passes
+    /// [`std::env::vars_os`].
+    pub fn env(
+        mut self,
+        vars: impl IntoIterator<Item = (OsString, OsString)>,
+        reserved: &[&str],
+    ) -> Result<Self, ConfigError> {
+        let mut ours = Vec::new();
+        for (name, value) in vars {
+            // A name that is not Unicode cannot start with the prefix and be a key as well.
+            let name = name.to_string_lossy().into_owned();
+            if name.starts_with(ENV_PREFIX) && !reserved.contains(&name.as_str()) {
+                ours.push((name, value));
+            }
+        }
+        // The order of the environment is nobody's intention.
+        ours.sort();
+        for (name, value) in ours {
+            let refuse = |reason| ConfigError::Env {
+                name: name.clone(),
+                reason,
+            };
+            let value = value.to_str().ok_or_else(|| refuse("the value is not Unicode"))?;
+            let key = name.strip_prefix(ENV_PREFIX).unwrap_or(&name).to_lowercase();
+            let parts: Vec<&str> = key.split(ENV_SEPARATOR).collect();
+            if parts.iter().any(|part| part.is_empty()) {
+                return Err(refuse("a part of the key is empty"));
+            }
+            if self.env.contradicts(&parts) {
+                return Err(refuse(CONTRADICTION));
+            }
+            let origin = Origin::Env(Arc::from(name.as_str()));
+            self.env.merge(Node::leaf(&parts, value, &origin));
+        }
+        Ok(self)
+    }
+
+    /// Adds overrides of the form `dotted.key=value`.
+    pub fn flags<S: AsRef<str>>(
+        mut self,
+        overrides: impl IntoIterator<Item = S>,
+    ) -> Result<Self, ConfigError> {
+        for text in overrides {
+            let text = text.as_ref();
+            let (key, value) = text.split_once('=').unwrap_or((text, ""));
+            let refuse = |reason| ConfigError::Flag {
+                text: key.to_owned(),
+                reason,
+            };
+            let parts: Vec<&str> = key.trim().split('.').collect();
+            if !text.contains('=') || parts.iter().any(|part| part.is_empty()) {
+                return Err(refuse("not of the form dotted.key=value"));
+            }
+            if self.flags.contradicts(&parts) {
+                return Err(refuse(CONTRADICTION));
+            }
+            let origin = Origin::Flag(Arc::from(key.trim()));
+            self.flags.merge(Node::leaf(&parts, value, &origin));
+        }
+        Ok(self)
+    }
+
+    /// Reads all layers into `T` and validates it.
+    pub fn load<T>(&self) -> Result<T, ConfigError>
+    where
+        T: DeserializeOwned + Serialize + Default + Validate,
+    {
+        let default =
+            toml::Value::try_from(T::default()).map_err(|source| ConfigError::Defaults { source })?;
+        let default = Node::from_default(default);
+        let mut merged = default.clone();
+        for layer in [&self.file, &self.env, &self.flags] {
+            merged.merge(layer.clone());
+        }
+        let config = T::deserialize(NodeDeserializer::root(merged.clone()))
+            .map_err(|error| suggest(error.into_config(), &default))?;
+        config.validate().map_err(|error| with_origin(error, &merged))?;
+        Ok(config)
+    }
+}
+
+/// A key that exists under another part is worth a hint when nothing beside it is close.
+fn suggest(error: ConfigError, default: &Node) -> ConfigError {
+    let ConfigError::UnknownKey {
+        key,
+        origin,
+        nearest: None,
+    } = error
+    else {
+        return error;
+    };
+    let mut found = Vec::new();
+    default.named(key.rsplit('.').next().unwrap_or(&key), "", &mut found);
+    let nearest = found.into_iter().next();
+    ConfigError::UnknownKey { key, origin, nearest }
+}
+
+fn with_origin(error: ConfigError, merged: &Node) -> ConfigError {
+    let ConfigError::Invalid {
+        key,
+        origin: None,
+        reason,
+    } = error
+    else {
+        return error;
+    };
+    let node = merged.closest(&key);
+    // A table is no answer: one of the keys below it may come from somewhere else.
+    let origin = (!matches!(node.value, Value::Table(_))).then(|| node.origin.clone());
+    ConfigError::Invalid { key, origin, reason }
+}
+
+/// The whole configuration as TOML with secrets hidden, to be logged once at start.
+pub fn effective_toml<T: Serialize>(config: &T) -> String {
+    let text = toml::Table::try_from(config).and_then(|table| toml::to_string(&table));
+    text.unwrap_or_else(|error| format!("# the configuration cannot be shown: {error}\n"))
+}

@@ -1,0 +1,281 @@
+//! Where the durable frames are, shared between the journal thread that adds them and readers.
+//!
+//! One entry of 48 bytes for each frame: a replica's limit on frames bounds the memory, and at
+//! 64 KiB a frame an index of 8 Mi entries covers half a terabyte. An entry is added only after
+//! the fsync that covers its frame, so a reader never sees bytes that a crash could take back.
+//! Locks are held to copy entries, never over I/O.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use forebay_record::frame::{FrameKind, HEADER_LEN};
+use forebay_record::{Offset, SegmentId};
+use parking_lot::RwLock;
+
+use crate::content::CheckedFrame;
+use crate::journal::format::SegmentState;
+use crate::replica::Counts;
+use crate::replica::rebuild::Held;
+
+/// Where a frame is, and what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// First offset.
+    pub first: Offset,
+    /// End offset, exclusive.
+    pub end: Offset,
+    /// Position of the frame's header in the journal.
+    pub position: u64,
+    /// Largest timestamp of its batches, milliseconds since 1970.
+    pub max_timestamp_ms: i64,
+    /// Length of the payload.
+    pub payload_len: u32,
+    /// Number in the segment.
+    pub number: u32,
+    /// What it says.
+    pub kind: FrameKind,
+}
+
+impl Entry {
+    /// The entry of a frame that was written at a position.
+    #[must_use]
+    pub const fn new(frame: &CheckedFrame, position: u64) -> Self {
+        let header = frame.header();
+        Self {
+            first: header.first,
+            end: header.end,
+            position,
+            max_timestamp_ms: frame.max_timestamp_ms(),
+            payload_len: header.payload_len,
+            number: header.number,
+            kind: header.kind,
+        }
+    }
+
+    /// Length of the frame.
+    #[must_use]
+    pub const fn frame_len(&self) -> u64 {
+        HEADER_LEN as u64 + self.payload_len as u64
+    }
+}
+
+/// The durable part of a segment.
+#[derive(Debug)]
+pub struct SegmentIndex {
+    base: Offset,
+    tail: AtomicU64,
+    committed: AtomicU64,
+    fenced: AtomicBool,
+    limbo: AtomicBool,
+    entries: RwLock<Vec<Entry>>,
+}
+
+impl SegmentIndex {
+    fn new(state: &SegmentState, entries: Vec<Entry>) -> Self {
+        Self {
+            base: state.base,
+            tail: AtomicU64::new(state.tail.0),
+            committed: AtomicU64::new(state.committed.0),
+            fenced: AtomicBool::new(state.fenced.is_some()),
+            limbo: AtomicBool::new(state.limbo),
+            entries: RwLock::new(entries),
+        }
+    }
+
+    /// Its first offset.
+    pub const fn base(&self) -> Offset {
+        self.base
+    }
+
+    /// First offset that is not durable here. In limbo, where good frames may follow a hole, the
+    /// end of the last.
+    pub fn tail(&self) -> Offset {
+        let tail = Offset(self.tail.load(Ordering::Acquire));
+        if !self.is_limbo() {
+            return tail;
+        }
+        self.entries.read().last().map_or(tail, |last| last.end.max(tail))
+    }
+
+    /// Highest committed offset that the owner stated.
+    pub fn committed(&self) -> Offset {
+        Offset(self.committed.load(Ordering::Acquire))
+    }
+
+    /// Durably closed.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Acquire)
+    }
+
+    /// Bytes may be missing.
+    pub fn is_limbo(&self) -> bool {
+        self.limbo.load(Ordering::Acquire)
+    }
+
+    /// The entries from the frame that holds `from`, or the next after it, up to `until`, as long
+    /// as `take` wants more.
+    pub fn entries_from(
+        &self,
+        from: Offset,
+        until: Offset,
+        mut take: impl FnMut(&Entry) -> bool,
+    ) -> Vec<Entry> {
+        let entries = self.entries.read();
+        let start = entries.partition_point(|entry| entry.end <= from);
+        entries
+            .iter()
+            .skip(start)
+            .take_while(|entry| entry.first < until && take(entry))
+            .copied()
+            .collect()
+    }
+
+    /// The last OPEN or STATE frame that lies at or below `until`, and all entries after it that
+    /// begin below.
+    pub fn entries_from_state(&self, until: Offset, entries_max: usize) -> Vec<Entry> {
+        let entries = self.entries.read();
+        let end = entries.partition_point(|entry| entry.first <= until);
+        let below = entries.get(..end).unwrap_or_default();
+        let state = below
+            .iter()
+            .rposition(|entry| matches!(entry.kind, FrameKind::Open | FrameKind::State));
+        let Some(state) = state else { return Vec::new() };
+        below.iter().skip(state).take(entries_max).copied().collect()
+    }
+}
+
+/// All segments.
+#[derive(Debug, Default)]
+pub struct Index {
+    segments: RwLock<BTreeMap<SegmentId, Arc<SegmentIndex>>>,
+}
+
+impl Index {
+    /// The index of what a journal was found to hold.
+    pub fn restore(held: Held) -> Self {
+        let segments = held
+            .segments
+            .into_iter()
+            .map(|(id, found)| (id, Arc::new(SegmentIndex::new(&found.state, found.entries))))
+            .collect();
+        Self {
+            segments: RwLock::new(segments),
+        }
+    }
+
+    /// A segment.
+    pub fn get(&self, segment: SegmentId) -> Option<Arc<SegmentIndex>> {
+        self.segments.read().get(&segment).cloned()
+    }
+
+    /// Durable segments by standing.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for segment in self.segments.read().values() {
+            match (segment.is_limbo(), segment.is_fenced()) {
+                (true, _) => counts.limbo += 1,
+                (false, true) => counts.fenced += 1,
+                (false, false) => counts.open += 1,
+            }
+        }
+        counts
+    }
+
+    /// Whether any frame lies in a range of positions.
+    pub fn holds(&self, positions: &std::ops::Range<u64>) -> bool {
+        self.segments.read().values().any(|segment| {
+            let entries = segment.entries.read();
+            let at = entries.partition_point(|entry| entry.position < positions.start);
+            entries
+                .get(at)
+                .is_some_and(|entry| entry.position < positions.end)
+        })
+    }
+
+    /// Adds durable frames, each with its segment's state after all of them; makes the segment
+    /// where it is new.
+    pub(crate) fn publish(&self, state: &SegmentState, entries: &[Entry]) {
+        let segment = match self.get(state.segment) {
+            Some(segment) => segment,
+            None => {
+                let new = Arc::new(SegmentIndex::new(state, Vec::new()));
+                self.segments.write().entry(state.segment).or_insert(new).clone()
+            }
+        };
+        segment.entries.write().extend_from_slice(entries);
+        segment.fenced.store(state.fenced.is_some(), Ordering::Release);
+        segment.limbo.store(state.limbo, Ordering::Release);
+        segment.committed.fetch_max(state.committed.0, Ordering::AcqRel);
+        // Last: who sees the tail finds everything below it.
+        segment.tail.store(state.tail.0, Ordering::Release);
+    }
+
+    /// A committed offset was stated.
+    pub(crate) fn commit(&self, segment: SegmentId, committed: Offset) {
+        if let Some(segment) = self.get(segment) {
+            segment.committed.fetch_max(committed.0, Ordering::AcqRel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
+
+    use super::*;
+    use crate::testing::{Writer, checked};
+
+    #[test]
+    fn an_entry_stays_small() {
+        assert_eq!(size_of::<Entry>(), 48);
+    }
+
+    #[test]
+    fn entries_are_found_by_offset_and_from_the_last_state() {
+        let mut writer = Writer::new(1, 10);
+        let frames = [
+            writer.open(),
+            writer.data(3),
+            writer.data(2),
+            writer.state(),
+            writer.data(5),
+        ];
+        let entries: Vec<Entry> = frames
+            .into_iter()
+            .zip(1..)
+            .map(|(frame, at)| Entry::new(&checked(frame), at * 1000))
+            .collect();
+        let state = SegmentState {
+            segment: writer.segment,
+            token: writer.token,
+            base: Offset(10),
+            tail: writer.next,
+            committed: Offset(15),
+            hash: writer.hash,
+            frames: 5,
+            fenced: None,
+            limbo: false,
+        };
+        let index = Index::default();
+        index.publish(&state, &entries);
+        let segment = index.get(writer.segment).unwrap();
+        let numbers = |entries: Vec<Entry>| entries.iter().map(|entry| entry.number).collect::<Vec<_>>();
+        let from = |from, until| numbers(segment.entries_from(Offset(from), Offset(until), |_| true));
+        assert_eq!(from(10, 20), [1, 2, 3, 4]);
+        assert_eq!(from(12, 15), [1, 2]);
+        assert_eq!(from(13, 16), [2, 3, 4]);
+        assert_eq!(from(20, 30), Vec::<u32>::new());
+        let state = |until| numbers(segment.entries_from_state(Offset(until), 100));
+        assert_eq!(state(20), [3, 4]);
+        assert_eq!(state(15), [3, 4]);
+        assert_eq!(state(14), [0, 1, 2]);
+        assert_eq!(state(10), [0, 1]);
+        assert!(index.holds(&(4500..5001)) && !index.holds(&(5001..9000)) && !index.holds(&(0..1000)));
+    }
+}

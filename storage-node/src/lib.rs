@@ -1,0 +1,32 @@
+//! A storage node: keeps replicas of segments in a journal and answers for what is durable.
+//!
+//! One thread owns the replica's state machine and the journal; sessions bring it frames and
+//! carry its answers away, readers serve what is durable beside it.
+
+mod buffer;
+mod config;
+mod content;
+mod control;
+mod core;
+pub mod disk;
+mod index;
+pub mod journal;
+mod metrics;
+mod node;
+mod read;
+mod register;
+pub mod replica;
+mod resume;
+mod superblock;
+#[cfg(test)]
+mod testing;
+
+pub use config::Config;
+pub use content::{CheckedFrame, ContentError};
+pub use control::Control;
+pub use disk::DirectIo;
+pub use index::{Entry, Index, SegmentIndex};
+pub use node::{Environment, StartError, StorageNode, reformat};
+pub use register::{Refused, RegisterError};
+pub use resume::ResumeError;
+pub use superblock::{Superblock, SuperblockError};

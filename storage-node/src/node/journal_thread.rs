@@ -1,0 +1,192 @@
+//! The one thread that owns the replica and the journal.
+//!
+//! Takes everything that is queued, puts it into blocks, commits, sends the answers, and begins
+//! again at once: under load a block holds what came while the one before was written, and no
+//! timer is involved. Where nothing comes for a moment the last block is marked as synced.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_runtime::admin_http::Component;
+use forebay_runtime::clock::Clock;
+
+use super::outbox::Outbox;
+use super::queue::{Item, Message, Popped, Queue};
+use super::shared::Shared;
+use super::slice::ask_for_short_slices;
+use crate::core::{Core, Written};
+use crate::disk::FolderLock;
+use crate::metrics::NodeMetrics;
+use crate::replica::Peer;
+
+/// After this long without a message the last block is marked.
+const MARK_AFTER: Duration = Duration::from_millis(5);
+/// Counting segments takes time in proportion to them.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+
+/// What the thread owns.
+pub(crate) struct JournalThread {
+    pub core: Core,
+    pub queue: Arc<Queue>,
+    pub shared: Arc<Shared>,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: NodeMetrics,
+    pub health: Component,
+    /// Given back when the thread ends: nobody writes the folder after that.
+    pub lock: FolderLock,
+    pub peers: BTreeMap<Peer, Arc<Outbox>>,
+    pub counted_at: Option<Duration>,
+    pub zeroed_bytes: u64,
+}
+
+/// Says that the journal thread is gone where it ends by a panic: a broken invariant of the node
+/// itself, after which nothing more may be written.
+struct Alarm {
+    queue: Arc<Queue>,
+    shared: Arc<Shared>,
+    health: Component,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = "the journal thread panicked";
+            tracing::error!(reason, "the journal is dead: this node only reads from now on");
+            self.shared.set_failure(reason);
+            self.health.dead(reason);
+            self.shared.stopping.cancel();
+            self.queue.abort();
+        }
+    }
+}
+
+impl JournalThread {
+    /// Runs until the queue is closed and empty.
+    pub(crate) fn run(mut self) {
+        let _alarm = Alarm {
+            queue: Arc::clone(&self.queue),
+            shared: Arc::clone(&self.shared),
+            health: self.health.clone(),
+        };
+        ask_for_short_slices();
+        self.report();
+        let mut items = VecDeque::new();
+        loop {
+            let patience = self.core.needs_mark().then_some(MARK_AFTER);
+            match self.queue.pop_all(patience, &mut items) {
+                Popped::Items => {
+                    for item in items.drain(..) {
+                        self.take(item);
+                    }
+                    self.timed(Core::flush);
+                }
+                Popped::Idle => self.timed(Core::idle),
+                Popped::Closed => break,
+            }
+            self.report();
+        }
+        if !self.shared.is_killed() {
+            self.timed(Core::flush);
+            self.timed(Core::idle);
+            self.report();
+        }
+        drop(self.lock);
+    }
+
+    fn take(&mut self, item: Item) {
+        match item.message {
+            Message::Append {
+                peer,
+                generation,
+                frame,
+            } => {
+                let waited = self.clock.monotonic().saturating_sub(item.at);
+                self.metrics.queue_seconds.observe(waited.as_secs_f64());
+                self.core
+                    .waited(u32::try_from(waited.as_micros()).unwrap_or(u32::MAX));
+                self.timed(|core| core.append(peer, generation, &frame));
+            }
+            Message::Fence { peer, request, items } => self.timed(|core| core.fence(peer, request, &items)),
+            Message::Commit(items) => self.core.commit(&items),
+            Message::Confirm { peer, request, items } => {
+                self.core.confirm(peer, request, &items);
+                self.deliver();
+            }
+            Message::Connected(peer, outbox) => {
+                self.peers.insert(peer, outbox);
+            }
+            Message::Gone(peer) => {
+                self.peers.remove(&peer);
+            }
+            Message::Want(admission) => self.core.want(admission),
+            Message::StopWriting(reason) => {
+                tracing::error!(reason, "this node writes no more");
+                self.core.stop_writing(&reason);
+            }
+        }
+    }
+
+    /// Does something that may commit, and sends what may be said because of it.
+    fn timed(&mut self, work: impl FnOnce(&mut Core)) {
+        let before = self.clock.monotonic();
+        work(&mut self.core);
+        let Written {
+            body,
+            overhead,
+            fsyncs,
+        } = self.core.take_written();
+        if fsyncs > 0 {
+            let took = self.clock.monotonic().saturating_sub(before);
+            self.metrics.commit_seconds.observe(took.as_secs_f64());
+            self.metrics
+                .commit_bytes
+                .observe(self.core.last_commit_bytes() as f64);
+            self.metrics.data_bytes.inc_by(body);
+            self.metrics.overhead_bytes.inc_by(overhead);
+            self.metrics.fsyncs.inc_by(fsyncs);
+            self.shared.advance_durable(self.core.durable());
+        }
+        self.deliver();
+    }
+
+    fn deliver(&mut self) {
+        if !self.core.has_out() {
+            return;
+        }
+        for (peer, message) in self.core.take_out() {
+            if let Some(outbox) = self.peers.get(&peer) {
+                outbox.push(message, None);
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        if let Some(reason) = self.core.failure()
+            && self.shared.set_failure(reason)
+        {
+            self.health.dead(reason);
+        }
+        let now = self.clock.monotonic();
+        if self
+            .counted_at
+            .is_none_or(|at| now.saturating_sub(at) >= COUNT_EVERY)
+        {
+            self.counted_at = Some(now);
+            let counts = self.core.counts();
+            self.metrics.segments_open.set(gauge(counts.open));
+            self.metrics.segments_fenced.set(gauge(counts.fenced));
+            self.metrics.segments_limbo.set(gauge(counts.limbo));
+            self.metrics.files.set(gauge(self.shared.table.len() as u64));
+            let zeroed = self.shared.pool.zeroed_bytes();
+            self.metrics
+                .zeroed_bytes
+                .inc_by(zeroed - std::mem::replace(&mut self.zeroed_bytes, zeroed));
+        }
+        self.shared.set_floor(self.core.floor());
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,428 @@
+//! A running storage node, and the handle to it.
+//!
+//! A frame's way: [`session`] checks it and puts it into [`queue`]; [`journal_thread`] takes it
+//! through the replica into the journal and its acknowledgement into the peer's [`outbox`], from
+//! where the session sends it. Reads go to [`readers`]. [`start`] is how a node gets that far.
+
+mod journal_thread;
+mod outbox;
+mod queue;
+mod readers;
+mod session;
+mod shared;
+mod slice;
+mod start;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use forebay_meta::store::MetaStore;
+use forebay_proto::data::link::Link;
+use forebay_proto::data::replica::{FromNode, ToNode};
+use forebay_proto::stored::{NodeRecord, NodeState};
+use forebay_proto::v1;
+use forebay_record::{Generation, NodeId};
+use forebay_runtime::admin_http::Readiness;
+use forebay_runtime::clock::Clock;
+use forebay_runtime::config::Validate;
+use forebay_runtime::metrics::Metrics;
+use forebay_runtime::random::Random;
+use forebay_runtime::tasks::Tasks;
+use parking_lot::Mutex;
+
+pub use start::StartError;
+
+use crate::config::Config;
+use crate::metrics::NodeMetrics;
+use crate::read::Reader;
+use crate::register::{self, RegisterError};
+use crate::replica::{Admission, Peer};
+use crate::resume::Resumed;
+use crate::superblock::CLUSTER_LEN_MAX;
+use journal_thread::JournalThread;
+use queue::{Message, Queue};
+use readers::Readers;
+use session::{Session, SessionError};
+use shared::Facts;
+pub(crate) use shared::Shared;
+use start::{Context, Opened};
+
+/// How often the record learns how far the journal is durable: the window in which a folder that
+/// was restored from an older image goes unnoticed.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
+
+/// What a node runs in.
+#[derive(Clone)]
+pub struct Environment {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// The cluster's incarnation.
+    pub incarnation: u32,
+    /// The metadata store.
+    pub meta: Arc<dyn MetaStore>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub random: Arc<dyn Random>,
+    /// Where to count.
+    pub metrics: Metrics,
+    /// Where to say how it is.
+    pub readiness: Readiness,
+    /// Runs the node's background tasks.
+    pub tasks: Tasks,
+}
+
+/// A handle to a running storage node. Clones are handles to the same node; when the last one is
+/// dropped the node stops as in a crash: what is queued is forgotten.
+#[derive(Clone)]
+pub struct StorageNode {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    queue: Arc<Queue>,
+    readers: Arc<Readers>,
+    clock: Arc<dyn Clock>,
+    metrics: NodeMetrics,
+    meta: Arc<dyn MetaStore>,
+    record: NodeRecord,
+    next_peer: AtomicU64,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.kill();
+        self.stop_threads(Queue::abort);
+    }
+}
+
+impl Inner {
+    fn new(
+        shared: Shared,
+        clock: Arc<dyn Clock>,
+        metrics: NodeMetrics,
+        meta: Arc<dyn MetaStore>,
+        record: NodeRecord,
+    ) -> Self {
+        Self {
+            shared: Arc::new(shared),
+            queue: Arc::new(Queue::new()),
+            readers: Arc::new(Readers::new(metrics.clone())),
+            clock,
+            metrics,
+            meta,
+            record,
+            next_peer: AtomicU64::new(1),
+            threads: Mutex::default(),
+        }
+    }
+
+    fn stop_threads(&self, stop_queue: impl FnOnce(&Queue)) {
+        self.shared.stopping.cancel();
+        stop_queue(&self.queue);
+        self.readers.stop();
+        self.shared.pool.stop();
+    }
+
+    async fn join_threads(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                let name = thread.thread().name().unwrap_or_default().to_owned();
+                if thread.join().is_err() {
+                    tracing::error!(name, "thread panicked");
+                }
+            }
+        });
+        if let Err(error) = joined.await {
+            tracing::error!(%error, "cannot wait for the node's threads");
+        }
+    }
+}
+
+impl StorageNode {
+    /// Starts a node on its data folder.
+    ///
+    /// # Errors
+    /// Where the folder is not the node's, is used by another process, is damaged, or where the
+    /// metadata store does not answer or contradicts it.
+    pub async fn start(config: Config, environment: Environment) -> Result<Self, StartError> {
+        config.validate()?;
+        let Environment {
+            cluster_id,
+            incarnation,
+            meta,
+            clock,
+            random,
+            metrics,
+            readiness,
+            tasks,
+        } = environment;
+        if cluster_id.len() > CLUSTER_LEN_MAX {
+            return Err(StartError::ClusterId {
+                len: cluster_id.len(),
+            });
+        }
+        let health = readiness.component(format!("storage-node-{}", config.node_id));
+        let seen = Arc::new(register::read(&*meta, config.node()).await?);
+        let context = Context {
+            cluster: cluster_id.clone(),
+            incarnation,
+            random,
+        };
+        let Opened {
+            lock,
+            resumed,
+            capacity,
+        } = open(config.clone(), context, Arc::clone(&seen)).await?;
+        let Resumed {
+            core,
+            superblock,
+            disk,
+            index,
+            table,
+            pool,
+        } = resumed;
+        let record = register::record_of(&config, &superblock, &seen, core.durable(), capacity);
+        register::register(&*meta, &seen, &record).await?;
+        tracing::info!(node = %superblock.node, generation = %superblock.generation, boot = superblock.boot,
+            direct_io = disk.is_direct(), files = table.len(), folder = %config.data_dir.display(),
+            "storage node starts");
+        let metrics = NodeMetrics::new(&metrics);
+        let facts = Facts {
+            node: superblock.node,
+            generation: superblock.generation,
+            boot: superblock.boot,
+            cluster: cluster_id,
+            incarnation,
+            disk,
+            index,
+            table,
+            pool,
+            durable: core.durable(),
+            floor: core.floor(),
+        };
+        let inner = Arc::new(Inner::new(
+            Shared::new(facts),
+            Arc::clone(&clock),
+            metrics,
+            meta,
+            record,
+        ));
+        inner.spawn_threads(JournalThread {
+            core,
+            queue: Arc::clone(&inner.queue),
+            shared: Arc::clone(&inner.shared),
+            clock,
+            metrics: inner.metrics.clone(),
+            health: health.clone(),
+            lock,
+            peers: BTreeMap::new(),
+            counted_at: None,
+            zeroed_bytes: 0,
+        })?;
+        let node = Self { inner };
+        node.want(node.inner.record.state());
+        node.spawn_checkpoints(&tasks);
+        health.ready();
+        Ok(node)
+    }
+
+    /// The node's id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.inner.shared.node
+    }
+
+    /// Its generation.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.inner.shared.generation
+    }
+
+    /// Counts its starts.
+    #[must_use]
+    pub fn boot(&self) -> u64 {
+        self.inner.shared.boot
+    }
+
+    /// Its record, as this start wrote it.
+    #[must_use]
+    pub fn record(&self) -> &NodeRecord {
+        &self.inner.record
+    }
+
+    /// Serves one connection until it ends: because the peer closed it, broke the protocol, or
+    /// because the node stops.
+    pub async fn serve(&self, link: Link<FromNode, ToNode>) {
+        let session = Session {
+            peer: Peer(self.inner.next_peer.fetch_add(1, Ordering::Relaxed)),
+            shared: Arc::clone(&self.inner.shared),
+            queue: Arc::clone(&self.inner.queue),
+            readers: Arc::clone(&self.inner.readers),
+            clock: Arc::clone(&self.inner.clock),
+        };
+        let peer = session.peer;
+        self.inner.metrics.sessions.inc();
+        match session.run(link).await {
+            Ok(()) | Err(SessionError::Closed) => tracing::debug!(?peer, "session ended"),
+            Err(error) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(?peer, %error, source, "session ended");
+            }
+        }
+        self.inner.metrics.sessions.dec();
+    }
+
+    /// The node's control service.
+    #[must_use]
+    pub fn control(&self) -> crate::control::Control {
+        crate::control::Control::new(Arc::downgrade(&self.inner.shared))
+    }
+
+    /// What it holds and how it is.
+    #[must_use]
+    pub fn status(&self) -> v1::StorageNodeStatus {
+        self.inner.shared.status()
+    }
+
+    /// Ends sessions, makes durable what was queued, and gives the folder back.
+    pub async fn shutdown(&self) {
+        self.inner.stop_threads(Queue::close);
+        self.inner.join_threads().await;
+        let durable = self.inner.shared.durable();
+        if let Err(error) = register::checkpoint(&*self.inner.meta, &self.inner.record, durable).await {
+            tracing::debug!(%error, "the last checkpoint was not stored");
+        }
+    }
+
+    /// Stops at once as in a crash: nothing that is queued is written or answered. Returns when
+    /// the folder is free.
+    pub async fn kill(&self) {
+        self.inner.shared.kill();
+        self.inner.stop_threads(Queue::abort);
+        self.inner.join_threads().await;
+    }
+
+    fn want(&self, state: NodeState) {
+        want(&self.inner.queue, state);
+    }
+
+    fn spawn_checkpoints(&self, tasks: &Tasks) {
+        let (inner, token) = (Arc::downgrade(&self.inner), tasks.token());
+        let stopping = self.inner.shared.stopping.clone();
+        let clock = Arc::clone(&self.inner.clock);
+        tasks.spawn("storage-node-checkpoint", async move {
+            loop {
+                tokio::select! {
+                    () = clock.sleep(CHECKPOINT_EVERY) => {}
+                    () = token.cancelled() => return,
+                    () = stopping.cancelled() => return,
+                }
+                // Only for the length of one checkpoint: this task must not keep the node.
+                let Some(inner) = inner.upgrade() else { return };
+                match register::checkpoint(&*inner.meta, &inner.record, inner.shared.durable()).await {
+                    Ok(state) => want(&inner.queue, state),
+                    Err(error @ RegisterError::Changed { .. }) => {
+                        // Whoever took the record has this node's identity; two must not write.
+                        let reason = Message::StopWriting(error.to_string());
+                        if inner.queue.push_own(reason).is_err() {
+                            tracing::error!(%error, "the node's record was taken");
+                        }
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%error, "cannot store the journal's checkpoint"),
+                }
+            }
+        });
+    }
+}
+
+impl std::fmt::Debug for StorageNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StorageNode")
+            .field("shared", &self.inner.shared)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Opens the folder off the runtime's threads: reading a journal back takes a while.
+async fn open(config: Config, context: Context, seen: Arc<register::Seen>) -> Result<Opened, StartError> {
+    let opening = tokio::task::spawn_blocking(move || start::open(&config, &context, &seen));
+    opening.await.map_err(|_| StartError::Interrupted)?
+}
+
+/// Passes an operator's wish on.
+fn want(queue: &Queue, state: NodeState) {
+    let admission = match state {
+        NodeState::Unspecified | NodeState::Active => Admission::All,
+        NodeState::Draining | NodeState::Full | NodeState::Gone => Admission::NoNewSegments,
+    };
+    if queue.push_own(Message::Want(admission)).is_err() {
+        tracing::debug!("the node is stopping");
+    }
+}
+
+impl Inner {
+    fn spawn_threads(&self, journal: JournalThread) -> Result<(), StartError> {
+        let mut threads = self.threads.lock();
+        threads.push(spawn("journal", move || journal.run())?);
+        let pool = Arc::clone(&self.shared.pool);
+        threads.push(spawn("journal-files", move || {
+            if let Err(error) = pool.reserve() {
+                tracing::warn!(%error, "cannot reserve files for a full disk");
+            }
+            pool.run();
+        })?);
+        for _ in 0..readers::THREADS {
+            let reader = Reader {
+                generation: self.shared.generation,
+                index: Arc::clone(&self.shared.index),
+                table: Arc::clone(&self.shared.table),
+            };
+            let readers = Arc::clone(&self.readers);
+            threads.push(spawn("journal-reader", move || readers.run(&reader))?);
+        }
+        Ok(())
+    }
+}
+
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|source: io::Error| StartError::Thread { name, source })
+}
+
+/// Gives a node a new generation and an empty folder: everything it held is gone, and its old
+/// generation is never answered for again (I18). The store learns it first.
+///
+/// # Errors
+/// Where the folder is in use or cannot be written, or the metadata store does not answer; then
+/// the node must be reformatted again.
+pub async fn reformat(config: &Config, meta: &dyn MetaStore) -> Result<Generation, StartError> {
+    config.validate()?;
+    let seen = register::read(meta, config.node()).await?;
+    let record = seen.record.clone().unwrap_or_default();
+    let generation = Generation(record.generation + 1);
+    let gone = NodeRecord {
+        id: config.node_id,
+        generation: record.generation,
+        state: NodeState::Gone as i32,
+        lsn_checkpoint: 0,
+        ..record
+    };
+    register::register(meta, &seen, &gone).await?;
+    let config = config.clone();
+    let wiped = tokio::task::spawn_blocking(move || start::wipe(&config)).await;
+    drop(wiped.map_err(|_| StartError::Interrupted)??);
+    Ok(generation)
+}

@@ -1,0 +1,199 @@
+//! A fixed number of threads that read the journal for sessions.
+//!
+//! Requests wait in two bounded queues, those of recoveries before those of readers, and their
+//! answers' memory is taken from two budgets before they are queued: neither load by readers nor
+//! appends can keep a takeover waiting. What finds no room is refused as overloaded.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use forebay_proto::data::replica::{FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest};
+use forebay_runtime::permits::{BytePermit, BytePermits};
+use parking_lot::{Condvar, Mutex};
+
+use super::outbox::Outbox;
+use crate::metrics::NodeMetrics;
+use crate::read::{ANSWER_BYTES_MAX, Reader};
+
+/// Threads that read.
+pub(crate) const THREADS: usize = 2;
+const JOBS_MAX: usize = 1024;
+const BYTES_MAX: u64 = 128 << 20;
+const SMALL_ANSWER: u32 = 64 << 10;
+const HEADERS_ANSWER: u32 = 1 << 20;
+
+/// What is to be read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Job {
+    Read(ReadRequest),
+    Lookup(ReadRequest, i64),
+    Frames(FramesRequest),
+    Headers(HeadersRequest),
+}
+
+impl Job {
+    const fn is_recovery(&self) -> bool {
+        matches!(self, Self::Frames(_) | Self::Headers(_))
+    }
+
+    fn bytes(&self) -> u64 {
+        u64::from(match self {
+            Self::Read(read) => read.max_bytes.min(ANSWER_BYTES_MAX),
+            Self::Lookup(..) => SMALL_ANSWER,
+            Self::Frames(frames) => frames.max_bytes.min(ANSWER_BYTES_MAX),
+            Self::Headers(_) => HEADERS_ANSWER,
+        })
+    }
+
+    fn refused(&self, request: u64, failure: NodeFailure) -> FromNode {
+        match self {
+            Self::Read(_) => FromNode::Read {
+                request,
+                result: Err(failure),
+            },
+            Self::Lookup(..) => FromNode::Lookup {
+                request,
+                result: Err(failure),
+            },
+            Self::Frames(_) => FromNode::Frames {
+                request,
+                result: Err(failure),
+            },
+            Self::Headers(_) => FromNode::Headers {
+                request,
+                result: Err(failure),
+            },
+        }
+    }
+
+    fn run(&self, request: u64, reader: &Reader) -> FromNode {
+        match self {
+            Self::Read(read) => FromNode::Read {
+                request,
+                result: reader.read(read),
+            },
+            Self::Lookup(read, timestamp_ms) => FromNode::Lookup {
+                request,
+                result: reader.lookup(read, *timestamp_ms),
+            },
+            Self::Frames(frames) => FromNode::Frames {
+                request,
+                result: reader.recover(frames),
+            },
+            Self::Headers(headers) => FromNode::Headers {
+                request,
+                result: reader.headers(headers),
+            },
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Waiting {
+    job: Job,
+    request: u64,
+    outbox: Arc<Outbox>,
+    permit: BytePermit,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    recoveries: VecDeque<Waiting>,
+    reads: VecDeque<Waiting>,
+    stopped: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Readers {
+    state: Mutex<State>,
+    filled: Condvar,
+    recovery_permits: BytePermits,
+    read_permits: BytePermits,
+    metrics: NodeMetrics,
+}
+
+impl Readers {
+    pub(crate) fn new(metrics: NodeMetrics) -> Self {
+        Self {
+            state: Mutex::default(),
+            filled: Condvar::new(),
+            recovery_permits: BytePermits::new(BYTES_MAX),
+            read_permits: BytePermits::new(BYTES_MAX),
+            metrics,
+        }
+    }
+
+    /// Queues a request, or answers it as overloaded.
+    pub(crate) fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>) {
+        let permits = if job.is_recovery() {
+            &self.recovery_permits
+        } else {
+            &self.read_permits
+        };
+        let taken = permits.try_acquire(job.bytes());
+        let mut state = self.state.lock();
+        let queue = if job.is_recovery() {
+            &mut state.recoveries
+        } else {
+            &mut state.reads
+        };
+        match taken {
+            Ok(permit) if queue.len() < JOBS_MAX => {
+                queue.push_back(Waiting {
+                    job,
+                    request,
+                    outbox: Arc::clone(outbox),
+                    permit,
+                });
+                drop(state);
+                self.filled.notify_one();
+            }
+            _ => {
+                drop(state);
+                self.metrics.reads_overloaded.inc();
+                outbox.push(job.refused(request, NodeFailure::Overloaded), None);
+            }
+        }
+    }
+
+    /// Serves until [`Readers::stop`].
+    pub(crate) fn run(&self, reader: &Reader) {
+        loop {
+            let waiting = {
+                let mut state = self.state.lock();
+                loop {
+                    if state.stopped {
+                        return;
+                    }
+                    if let Some(waiting) = state.recoveries.pop_front() {
+                        break waiting;
+                    }
+                    if let Some(waiting) = state.reads.pop_front() {
+                        break waiting;
+                    }
+                    self.filled.wait(&mut state);
+                }
+            };
+            let answer = waiting.job.run(waiting.request, reader);
+            self.metrics.reads.inc();
+            if let FromNode::Read {
+                result: Ok(bytes), ..
+            } = &answer
+            {
+                self.metrics.read_bytes.inc_by(bytes.len() as u64);
+            }
+            waiting.outbox.push(answer, Some(waiting.permit));
+        }
+    }
+
+    /// Ends [`Readers::run`]; requests that wait are forgotten with their sessions.
+    pub(crate) fn stop(&self) {
+        let mut state = self.state.lock();
+        state.stopped = true;
+        state.recoveries.clear();
+        state.reads.clear();
+        drop(state);
+        self.filled.notify_all();
+    }
+}

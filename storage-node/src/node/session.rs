@@ -1,0 +1,193 @@
+//! One connection of a broker or proxy, from its greeting to its end.
+//!
+//! Reads and answers at the same time, so a peer that is slow to read its answers is still heard
+//! until too many of them wait. Frames are checked here, before they are queued: the journal
+//! thread never computes a checksum. A frame whose bytes are not those its writer summed ends the
+//! connection, since no later byte of it can be trusted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_proto::data::link::{Link, LinkError, LinkReceiver, LinkSender};
+use forebay_proto::data::replica::{FromNode, Hello, Refusal, ToNode};
+use forebay_runtime::clock::{Clock, timeout};
+
+use super::outbox::Outbox;
+use super::queue::{Message, Queue};
+use super::readers::{Job, Readers};
+use super::shared::Shared;
+use crate::content::{CheckedFrame, ContentError};
+use crate::replica::Peer;
+
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Why a session ended before its peer closed it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error("no greeting in time")]
+    NoGreeting,
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("unexpected message: {0}")]
+    Unexpected(&'static str),
+    #[error("connection lost")]
+    Link(#[from] LinkError),
+    #[error("a frame came damaged")]
+    Damaged(#[from] ContentError),
+    #[error("the peer is gone, or the node is stopping")]
+    Closed,
+}
+
+/// What a session works with.
+pub(crate) struct Session {
+    pub peer: Peer,
+    pub shared: Arc<Shared>,
+    pub queue: Arc<Queue>,
+    pub readers: Arc<Readers>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Session {
+    /// Serves a connection until it ends.
+    pub(crate) async fn run(self, link: Link<FromNode, ToNode>) -> Result<(), SessionError> {
+        let Link { tx, mut rx } = link;
+        let hello = self.greet(&tx, &mut rx).await?;
+        tracing::debug!(peer = hello.peer, "session begins");
+        let outbox = Arc::new(Outbox::default());
+        let connected = Message::Connected(self.peer, Arc::clone(&outbox));
+        self.queue.push_own(connected).map_err(|_| SessionError::Closed)?;
+        // Cancel safety: whichever ends first ends the session, and with it what is not sent or
+        // not queued. A peer learns nothing from an answer it did not get, and asks again.
+        let result = tokio::select! {
+            result = self.receive(&mut rx, &outbox) => result,
+            result = send(&tx, &outbox) => result,
+            () = self.shared.stopping.cancelled() => Err(SessionError::Closed),
+        };
+        // Where the queue is closed nobody is kept.
+        if self.queue.push_own(Message::Gone(self.peer)).is_err() {
+            tracing::debug!(peer = hello.peer, "session ends with the node");
+        }
+        result
+    }
+
+    async fn greet(
+        &self,
+        tx: &LinkSender<FromNode>,
+        rx: &mut LinkReceiver<ToNode>,
+    ) -> Result<Hello, SessionError> {
+        let first = timeout(&*self.clock, GREETING, rx.recv()).await;
+        let hello = match first.map_err(|_| SessionError::NoGreeting)?? {
+            Some(ToNode::Hello(hello)) => hello,
+            Some(_) => return Err(SessionError::Unexpected("not a greeting")),
+            None => return Err(SessionError::Closed),
+        };
+        let here = &self.shared;
+        let refused = if hello.cluster != here.cluster {
+            Some(format!(
+                "this is cluster {:?}, not {:?}",
+                here.cluster, hello.cluster
+            ))
+        } else if hello.incarnation != here.incarnation {
+            Some(format!(
+                "this is incarnation {}, not {}",
+                here.incarnation, hello.incarnation
+            ))
+        } else if hello.node != here.node {
+            Some(format!("this is storage node {}, not {}", here.node, hello.node))
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            tx.send(FromNode::Refused(reason.clone()))
+                .await
+                .map_err(|_| SessionError::Closed)?;
+            return Err(SessionError::Refused(reason));
+        }
+        let welcome = FromNode::Welcome {
+            node: here.node,
+            generation: here.generation,
+            boot: here.boot,
+        };
+        tx.send(welcome).await.map_err(|_| SessionError::Closed)?;
+        Ok(hello)
+    }
+
+    async fn receive(&self, rx: &mut LinkReceiver<ToNode>, outbox: &Arc<Outbox>) -> Result<(), SessionError> {
+        let peer = self.peer;
+        while let Some(message) = rx.recv().await? {
+            let message = match message {
+                ToNode::Hello(_) => return Err(SessionError::Unexpected("a second greeting")),
+                ToNode::Append { generation, frame } => {
+                    let (segment, number) = (frame.header.segment, frame.header.number);
+                    match CheckedFrame::new(frame) {
+                        Ok(frame) => Message::Append {
+                            peer,
+                            generation,
+                            frame,
+                        },
+                        Err(error @ ContentError::Damaged(_)) => return Err(error.into()),
+                        Err(error) => {
+                            tracing::error!(%segment, %error, "malformed frame");
+                            let refusal = Refusal::Malformed;
+                            outbox.push(
+                                FromNode::NotTaken {
+                                    segment,
+                                    number,
+                                    refusal,
+                                },
+                                None,
+                            );
+                            outbox.has_room().await;
+                            continue;
+                        }
+                    }
+                }
+                ToNode::Commit(items) => Message::Commit(items),
+                ToNode::Fence { request, items } => Message::Fence { peer, request, items },
+                ToNode::Confirm { request, items } => Message::Confirm { peer, request, items },
+                ToNode::Read { request, read } => {
+                    self.submit(Job::Read(read), request, outbox).await;
+                    continue;
+                }
+                ToNode::Lookup {
+                    request,
+                    read,
+                    timestamp_ms,
+                } => {
+                    self.submit(Job::Lookup(read, timestamp_ms), request, outbox)
+                        .await;
+                    continue;
+                }
+                ToNode::Frames { request, frames } => {
+                    self.submit(Job::Frames(frames), request, outbox).await;
+                    continue;
+                }
+                ToNode::Headers { request, headers } => {
+                    self.submit(Job::Headers(headers), request, outbox).await;
+                    continue;
+                }
+            };
+            let now = self.clock.monotonic();
+            self.queue
+                .push(message, now)
+                .await
+                .map_err(|_| SessionError::Closed)?;
+            outbox.has_room().await;
+        }
+        Ok(())
+    }
+
+    async fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>) {
+        self.readers.submit(job, request, outbox);
+        outbox.has_room().await;
+    }
+}
+
+async fn send(tx: &LinkSender<FromNode>, outbox: &Outbox) -> Result<(), SessionError> {
+    loop {
+        for answer in outbox.take().await {
+            tx.send(answer.message).await.map_err(|_| SessionError::Closed)?;
+            drop(answer.permit);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What all parts of a running node look at.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use forebay_proto::v1;
+use forebay_record::{Generation, NodeId, Token};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::disk::Disk;
+use crate::index::Index;
+use crate::journal::files::{FileTable, Pool};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub node: NodeId,
+    pub generation: Generation,
+    pub boot: u64,
+    pub cluster: String,
+    pub incarnation: u32,
+    pub disk: Arc<dyn Disk>,
+    pub index: Arc<Index>,
+    pub table: Arc<FileTable>,
+    pub pool: Arc<Pool>,
+    /// Ends the sessions.
+    pub stopping: CancellationToken,
+    durable: AtomicU64,
+    floor: AtomicU64,
+    failure: Mutex<Option<String>>,
+    killed: AtomicBool,
+}
+
+/// What [`Shared`] is made of.
+pub(crate) struct Facts {
+    pub node: NodeId,
+    pub generation: Generation,
+    pub boot: u64,
+    pub cluster: String,
+    pub incarnation: u32,
+    pub disk: Arc<dyn Disk>,
+    pub index: Arc<Index>,
+    pub table: Arc<FileTable>,
+    pub pool: Arc<Pool>,
+    pub durable: u64,
+    pub floor: Token,
+}
+
+impl Shared {
+    pub(crate) fn new(facts: Facts) -> Self {
+        Self {
+            node: facts.node,
+            generation: facts.generation,
+            boot: facts.boot,
+            cluster: facts.cluster,
+            incarnation: facts.incarnation,
+            disk: facts.disk,
+            index: facts.index,
+            table: facts.table,
+            pool: facts.pool,
+            stopping: CancellationToken::new(),
+            durable: AtomicU64::new(facts.durable),
+            floor: AtomicU64::new(facts.floor.0),
+            failure: Mutex::new(None),
+            killed: AtomicBool::new(false),
+        }
+    }
+
+    /// Everything below this position of the journal is durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn advance_durable(&self, position: u64) {
+        self.durable.fetch_max(position, Ordering::AcqRel);
+    }
+
+    pub(crate) fn set_floor(&self, floor: Token) {
+        self.floor.fetch_max(floor.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
+    }
+
+    /// Keeps the first reason; true where this is it.
+    pub(crate) fn set_failure(&self, reason: &str) -> bool {
+        let mut failure = self.failure.lock();
+        let first = failure.is_none();
+        failure.get_or_insert_with(|| reason.to_owned());
+        first
+    }
+
+    pub(crate) fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn status(&self) -> v1::StorageNodeStatus {
+        let counts = self.index.counts();
+        let files = self.table.len() as u64;
+        v1::StorageNodeStatus {
+            id: self.node.0,
+            generation: self.generation.0,
+            boot: self.boot,
+            segments_open: counts.open,
+            segments_fenced: counts.fenced,
+            segments_limbo: counts.limbo,
+            journal_files: files,
+            journal_bytes: files.saturating_mul(self.pool.file_len()),
+            disk_free_bytes: self.disk.space().map_or(0, |space| space.free),
+            floor: self.floor.load(Ordering::Acquire),
+            failure: self.failure().unwrap_or_default(),
+            direct_io: self.disk.is_direct(),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Starting on a data folder: whose it is, what it holds, and only then who may know.
+//!
+//! 1. Lock the folder, read its superblock and the node's record, and compare them.
+//! 2. Read the journal back. What was lost goes into limbo, or stops the start.
+//! 3. Write the superblock with the new boot, then the place to go on writing, then the record.
+//! 4. Only then start threads.
+//!
+//! Ends early without harm at any point: a boot that the store did not learn of is used again.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use forebay_runtime::random::Random;
+
+use crate::config::Config;
+use crate::disk::{Disk, FolderLock, LockError, RealDisk};
+use crate::journal::files::{file_len, is_ours, journal_number};
+use crate::register::{Identity, Plan, Refused, RegisterError, Seen, plan};
+use crate::resume::{ResumeError, Resumed, Terms, resume};
+use crate::superblock::{CLUSTER_LEN_MAX, Superblock, SuperblockError};
+
+/// Why a storage node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration cannot be used.
+    #[error("storage node configuration")]
+    Config(#[from] forebay_runtime::config::ConfigError),
+    /// The cluster id is too long.
+    #[error("cluster id of {len} bytes, at most {CLUSTER_LEN_MAX}")]
+    ClusterId {
+        /// Its length.
+        len: usize,
+    },
+    /// The folder cannot be used.
+    #[error("data folder {}", .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process uses the folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The superblock cannot be used.
+    #[error(transparent)]
+    Superblock(#[from] SuperblockError),
+    /// Folder and metadata store contradict each other.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The node's record could not be read or written.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] ResumeError),
+    /// A thread could not be started.
+    #[error("cannot start thread {name}")]
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Preparing the start was cut short.
+    #[error("the start was interrupted")]
+    Interrupted,
+}
+
+/// What a start is made of beside the configuration.
+pub(super) struct Context {
+    pub cluster: String,
+    pub incarnation: u32,
+    pub random: Arc<dyn Random>,
+}
+
+/// A folder that was read back and may be written.
+pub(super) struct Opened {
+    pub lock: FolderLock,
+    pub resumed: Resumed,
+    pub capacity: u64,
+}
+
+/// Steps 1 to 3 but for the record. Blocks: call it off the runtime's threads.
+pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Opened, StartError> {
+    let folder = config.data_dir.as_path();
+    let here = open_folder(config, folder)?;
+    let superblock = here
+        .as_ref()
+        .map(|(_, disk)| Superblock::read(disk))
+        .transpose()?
+        .flatten();
+    let me = Identity {
+        path: folder,
+        node: config.node(),
+        cluster: &context.cluster,
+        incarnation: context.incarnation,
+        revision: seen.revision,
+    };
+    let plan = plan(me, superblock.as_ref(), seen.record.as_ref())?;
+    let (lock, disk) = match here {
+        Some(here) => here,
+        // Only a node that may start with nothing gets this far without a folder.
+        None => {
+            std::fs::create_dir_all(folder).map_err(folder_error(folder))?;
+            open_folder(config, folder)?
+                .ok_or_else(|| folder_error(folder)(io::ErrorKind::NotFound.into()))?
+        }
+    };
+    let superblock = match (superblock, plan) {
+        (Some(superblock), Plan::Resume { boot }) => Superblock { boot, ..superblock },
+        (superblock, Plan::Fresh { generation, boot }) => {
+            debug_assert!(superblock.is_none());
+            refuse_leftovers(&disk, folder)?;
+            let mut uuid = [0; 16];
+            context.random.fill(&mut uuid);
+            Superblock {
+                disk: uuid::Builder::from_random_bytes(uuid).into_uuid(),
+                node: config.node(),
+                generation,
+                boot,
+                newest_file: 0,
+                incarnation: context.incarnation,
+                revision: 0,
+                cluster: context.cluster.clone(),
+            }
+        }
+        (None, Plan::Resume { .. }) => return Err(StartError::Interrupted),
+    };
+    let superblock = Superblock {
+        incarnation: context.incarnation,
+        revision: seen.revision.0,
+        ..superblock
+    };
+    let io_error = folder_error(folder);
+    let capacity = budget(config, &disk).map_err(&io_error)?;
+    let terms = Terms {
+        file_len: file_len(config.journal_file_bytes.as_u64()),
+        commit_bytes_max: config.commit_bytes_max.as_usize(),
+        budget_bytes: capacity,
+        limbo_is_fatal: config.limbo_is_fatal,
+        checkpoint: seen.record.as_ref().map_or(0, |record| record.lsn_checkpoint),
+        revision: seen.revision,
+    };
+    let resumed = resume(Arc::new(disk), superblock, &terms, Arc::clone(&context.random))?;
+    Ok(Opened {
+        lock,
+        resumed,
+        capacity,
+    })
+}
+
+fn folder_error(path: &Path) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::Folder {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Locks and opens a folder; none where there is none.
+fn open_folder(config: &Config, folder: &Path) -> Result<Option<(FolderLock, RealDisk)>, StartError> {
+    match std::fs::metadata(folder) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(folder_error(folder)(error)),
+    }
+    let lock = FolderLock::take(folder)?;
+    let disk = RealDisk::open(folder, config.direct_io).map_err(folder_error(folder))?;
+    Ok(Some((lock, disk)))
+}
+
+fn refuse_leftovers(disk: &dyn Disk, folder: &Path) -> Result<(), StartError> {
+    let names = disk.list().map_err(folder_error(folder))?;
+    match names.into_iter().find(|name| journal_number(name).is_some()) {
+        Some(file) => Err(Refused::Leftover {
+            path: folder.to_owned(),
+            file,
+        }
+        .into()),
+        None => Ok(()),
+    }
+}
+
+fn budget(config: &Config, disk: &dyn Disk) -> io::Result<u64> {
+    match config.disk_budget_bytes.as_u64() {
+        0 => Ok(disk.space()?.total / 10 * 9),
+        bytes => Ok(bytes),
+    }
+}
+
+/// Removes everything of the journal and the superblock from a folder.
+pub(super) fn wipe(config: &Config) -> Result<FolderLock, StartError> {
+    let folder = config.data_dir.as_path();
+    std::fs::create_dir_all(folder).map_err(folder_error(folder))?;
+    let Some((lock, disk)) = open_folder(config, folder)? else {
+        return Err(StartError::Interrupted);
+    };
+    Superblock::remove(&disk)?;
+    for name in disk.list().map_err(folder_error(folder))? {
+        if is_ours(&name) {
+            disk.remove(&name).map_err(folder_error(folder))?;
+        }
+    }
+    disk.sync_names().map_err(folder_error(folder))?;
+    Ok(lock)
+}

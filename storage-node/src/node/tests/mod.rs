@@ -1,0 +1,253 @@
+//! A whole node behind in-memory links: what is acknowledged is there after any stop.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_meta::store::{EmbeddedStore, MetaStore};
+use forebay_proto::data::link::{self, Link};
+use forebay_proto::data::replica::{
+    FenceItem, FramesRequest, FromNode, HeadersRequest, Hello, NodeFailure, ReadRequest, Refusal, ToNode,
+};
+use forebay_proto::v1::storage_node_server::StorageNode as _;
+use forebay_record::frame::Frame;
+use forebay_record::{Epoch, Offset};
+use forebay_runtime::admin_http::Readiness;
+use forebay_runtime::clock::SystemClock;
+use forebay_runtime::config::ByteSize;
+use forebay_runtime::metrics::Metrics;
+use forebay_runtime::random::SeededRandom;
+use forebay_runtime::tasks::Tasks;
+
+mod serve;
+mod start;
+
+use super::*;
+use crate::testing::{GENERATION, NODE, Writer, batch, segment};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct World {
+    folder: tempfile::TempDir,
+    meta: Arc<EmbeddedStore>,
+    metrics: Metrics,
+    readiness: Readiness,
+    tasks: Tasks,
+}
+
+impl World {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let tasks = Tasks::new("test");
+        let clock = Arc::new(SystemClock::new());
+        let meta = EmbeddedStore::open(&folder.path().join("meta.redb"), clock, &tasks)
+            .await
+            .unwrap();
+        let (metrics, readiness) = (Metrics::new(), Readiness::new());
+        Self {
+            folder,
+            meta: Arc::new(meta),
+            metrics,
+            readiness,
+            tasks,
+        }
+    }
+
+    fn data(&self) -> std::path::PathBuf {
+        self.folder.path().join("node")
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            data_dir: self.data(),
+            node_id: NODE.0,
+            journal_file_bytes: ByteSize::mib(1),
+            commit_bytes_max: ByteSize::kib(256),
+            data_address: "mem://node".to_owned(),
+            ..Config::default()
+        }
+    }
+
+    fn environment(&self) -> Environment {
+        Environment {
+            cluster_id: "c".to_owned(),
+            incarnation: 1,
+            meta: Arc::clone(&self.meta) as Arc<dyn MetaStore>,
+            clock: Arc::new(SystemClock::new()),
+            random: Arc::new(SeededRandom::new(7)),
+            metrics: self.metrics.clone(),
+            readiness: self.readiness.clone(),
+            tasks: self.tasks.clone(),
+        }
+    }
+
+    async fn start(&self) -> StorageNode {
+        StorageNode::start(self.config(), self.environment())
+            .await
+            .unwrap()
+    }
+
+    async fn refused(&self, config: Config) -> String {
+        chain(&StorageNode::start(config, self.environment()).await.unwrap_err())
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+struct Client {
+    link: Link<ToNode, FromNode>,
+}
+
+impl Client {
+    async fn connect(node: &StorageNode) -> Self {
+        let mut client = Self::greet(node, "c", NODE).await;
+        let welcome = FromNode::Welcome {
+            node: NODE,
+            generation: node.generation(),
+            boot: node.boot(),
+        };
+        assert_eq!(client.recv().await, welcome);
+        client
+    }
+
+    async fn greet(node: &StorageNode, cluster: &str, id: forebay_record::NodeId) -> Self {
+        let (link, theirs) = link::memory();
+        let node = node.clone();
+        tokio::spawn(async move { node.serve(theirs).await });
+        let mut client = Self { link };
+        let hello = Hello {
+            cluster: cluster.to_owned(),
+            incarnation: 1,
+            node: id,
+            peer: "test".to_owned(),
+        };
+        client.send(ToNode::Hello(hello)).await;
+        client
+    }
+
+    async fn send(&mut self, message: ToNode) {
+        self.link.tx.send(message).await.unwrap();
+    }
+
+    async fn append(&mut self, frame: Frame) {
+        self.send(ToNode::Append {
+            generation: GENERATION,
+            frame,
+        })
+        .await;
+    }
+
+    async fn recv(&mut self) -> FromNode {
+        tokio::time::timeout(DEADLINE, self.link.rx.recv())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+    }
+
+    /// Waits until so many frames of a segment are acknowledged.
+    async fn acked(&mut self, writer: &Writer) {
+        loop {
+            let FromNode::Acks { acks, .. } = self.recv().await else {
+                panic!("no acknowledgement")
+            };
+            for ack in acks {
+                assert_eq!(ack.segment, writer.segment);
+                assert!(ack.frames <= writer.number && ack.tail <= writer.next);
+                if ack.frames == writer.number {
+                    assert_eq!(ack.tail, writer.next);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn write(&mut self, writer: &mut Writer, frames: u32) -> Vec<Frame> {
+        let frames: Vec<Frame> = (0..frames)
+            .map(|_| {
+                if writer.number == 0 {
+                    writer.open()
+                } else {
+                    writer.data(3)
+                }
+            })
+            .collect();
+        for frame in &frames {
+            self.append(frame.clone()).await;
+        }
+        self.acked(writer).await;
+        frames
+    }
+
+    async fn fence(&mut self, writer: &Writer) -> forebay_proto::data::replica::FencedState {
+        let item = FenceItem {
+            segment: writer.segment,
+            generation: GENERATION,
+            token: writer.token,
+            base: Offset(10),
+            by: Epoch(9),
+        };
+        self.send(ToNode::Fence {
+            request: 5,
+            items: vec![item],
+        })
+        .await;
+        match self.recv().await {
+            FromNode::Fenced { request: 5, states } => states[0],
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn read_of(writer: &Writer, from: u64, until: u64) -> ReadRequest {
+        ReadRequest {
+            segment: writer.segment,
+            generation: GENERATION,
+            from: Offset(from),
+            until: Offset(until),
+            max_bytes: 1 << 20,
+        }
+    }
+
+    async fn read(&mut self, read: ReadRequest) -> Result<Bytes, NodeFailure> {
+        self.send(ToNode::Read { request: 6, read }).await;
+        match self.recv().await {
+            FromNode::Read { request: 6, result } => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn frames(&mut self, writer: &Writer, from: u64) -> Result<Vec<Frame>, NodeFailure> {
+        let frames = FramesRequest {
+            segment: writer.segment,
+            generation: GENERATION,
+            from: Offset(from),
+            max_bytes: 1 << 20,
+        };
+        self.send(ToNode::Frames { request: 7, frames }).await;
+        match self.recv().await {
+            FromNode::Frames { request: 7, result } => result,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn bytes_of(frames: &[Frame]) -> Bytes {
+    let data = frames.iter().filter(|frame| frame.header.batches > 0);
+    data.flat_map(|frame| frame.payload_bytes()).collect()
+}

@@ -1,0 +1,574 @@
+//! The node's record in the metadata store, and what it says about starting here.
+//!
+//! A folder and a record must agree on who this is: a node that came back with other bytes than
+//! it acknowledged would count as evidence for what it no longer has (I18). [`plan`] is the pure
+//! rule; [`register`] takes the record by compare-and-swap, so of two processes with copies of one
+//! disk only one starts; [`checkpoint`] stores how far the journal is durable, which shows a
+//! folder that was restored from an older image.
+
+use std::path::{Path, PathBuf};
+
+use forebay_meta::keys;
+use forebay_meta::record::{RecordError, decode, encode};
+use forebay_meta::store::{Compare, Entry, MetaStore, Op, ReadError, Revision, Txn, TxnError};
+use forebay_proto::stored::{NodeRecord, NodeState};
+use forebay_record::{Generation, NodeId};
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::superblock::Superblock;
+
+/// Why a node must not start with this folder.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Refused {
+    /// The folder has no superblock, and the store knows the node.
+    #[error(
+        "data folder {} holds no data of storage node {node}, which the metadata store knows with \
+         generation {generation}: is it mounted? reformat takes a new generation", .path.display()
+    )]
+    Missing {
+        /// The folder.
+        path: PathBuf,
+        /// The node.
+        node: NodeId,
+        /// As recorded.
+        generation: Generation,
+    },
+    /// The folder is somebody else's.
+    #[error("data folder {} is of {what} {found}, this is {expected}", .path.display())]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// As in the folder.
+        found: String,
+        /// As it should be.
+        expected: String,
+    },
+    /// The folder is older than what the store remembers.
+    #[error(
+        "data folder {} was restored from an older image: its {what} is {found}, the metadata \
+         store remembers {expected}; reformat takes a new generation", .path.display()
+    )]
+    Older {
+        /// The folder.
+        path: PathBuf,
+        /// What is older.
+        what: &'static str,
+        /// As in the folder.
+        found: u64,
+        /// As remembered.
+        expected: u64,
+    },
+    /// The store is older than what the folder remembers, or another one.
+    #[error(
+        "metadata store is behind data folder {}: {what} is {found} there and {expected} here (I24)",
+        .path.display()
+    )]
+    StoreBehind {
+        /// The folder.
+        path: PathBuf,
+        /// What is older.
+        what: &'static str,
+        /// As in the store.
+        found: u64,
+        /// As the folder remembers.
+        expected: u64,
+    },
+    /// An operator declared the node gone.
+    #[error("storage node {node} was declared gone; reformat {} takes a new generation", .path.display())]
+    Gone {
+        /// The node.
+        node: NodeId,
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Journal files lie in a folder without a superblock.
+    #[error("data folder {} holds {file} but no superblock", .path.display())]
+    Leftover {
+        /// The folder.
+        path: PathBuf,
+        /// One of the files.
+        file: String,
+    },
+}
+
+/// How to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// With nothing.
+    Fresh { generation: Generation, boot: u64 },
+    /// With what the folder holds.
+    Resume { boot: u64 },
+}
+
+/// Who asks to start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity<'a> {
+    pub path: &'a Path,
+    pub node: NodeId,
+    pub cluster: &'a str,
+    pub incarnation: u32,
+    pub revision: Revision,
+}
+
+/// Decides by what the folder and the store say.
+pub(crate) fn plan(
+    me: Identity<'_>,
+    superblock: Option<&Superblock>,
+    record: Option<&NodeRecord>,
+) -> Result<Plan, Refused> {
+    let path = || me.path.to_owned();
+    let gone = record.is_some_and(|record| record.state() == NodeState::Gone);
+    match (superblock, record) {
+        (None, None) => Ok(Plan::Fresh {
+            generation: Generation(1),
+            boot: 1,
+        }),
+        (None, Some(record)) if gone => Ok(Plan::Fresh {
+            generation: Generation(record.generation + 1),
+            boot: record.boot + 1,
+        }),
+        (None, Some(record)) => {
+            let generation = Generation(record.generation);
+            Err(Refused::Missing {
+                path: path(),
+                node: me.node,
+                generation,
+            })
+        }
+        (Some(_), Some(_)) if gone => Err(Refused::Gone {
+            node: me.node,
+            path: path(),
+        }),
+        (Some(superblock), record) => {
+            check_identity(me, superblock)?;
+            let boot = match record {
+                Some(record) => resumed_boot(me, superblock, record)?,
+                // The first start may have ended between folder and store.
+                None if superblock.boot <= 1 => 1,
+                None => return Err(behind(me, 0, superblock.boot)),
+            };
+            Ok(Plan::Resume { boot })
+        }
+    }
+}
+
+/// The boot of a start with the recorded disk and generation.
+fn resumed_boot(me: Identity<'_>, superblock: &Superblock, record: &NodeRecord) -> Result<u64, Refused> {
+    let foreign = |what, found: String, expected: String| {
+        Err(Refused::Foreign {
+            path: me.path.to_owned(),
+            what,
+            found,
+            expected,
+        })
+    };
+    if superblock.generation.0 != record.generation {
+        let expected = Generation(record.generation).to_string();
+        return foreign("generation", superblock.generation.to_string(), expected);
+    }
+    if superblock.disk.as_bytes().as_slice() != record.disk.as_ref() {
+        let expected = Uuid::from_slice(&record.disk).unwrap_or_default().to_string();
+        return foreign("disk", superblock.disk.to_string(), expected);
+    }
+    // The folder is written first, the store second.
+    let (found, expected) = (superblock.boot, record.boot);
+    match found.checked_sub(expected) {
+        Some(0 | 1) => Ok(expected + 1),
+        Some(_) => Err(behind(me, expected, found)),
+        None => Err(Refused::Older {
+            path: me.path.to_owned(),
+            what: "boot",
+            found,
+            expected,
+        }),
+    }
+}
+
+fn behind(me: Identity<'_>, found: u64, expected: u64) -> Refused {
+    Refused::StoreBehind {
+        path: me.path.to_owned(),
+        what: "boot of this node",
+        found,
+        expected,
+    }
+}
+
+fn check_identity(me: Identity<'_>, superblock: &Superblock) -> Result<(), Refused> {
+    let path = me.path.to_owned();
+    if superblock.cluster != me.cluster {
+        let (found, expected) = (superblock.cluster.clone(), me.cluster.to_owned());
+        return Err(Refused::Foreign {
+            path,
+            what: "cluster",
+            found,
+            expected,
+        });
+    }
+    if superblock.node != me.node {
+        let (found, expected) = (superblock.node.to_string(), me.node.to_string());
+        return Err(Refused::Foreign {
+            path,
+            what: "storage node",
+            found,
+            expected,
+        });
+    }
+    let (seen, now) = (
+        (superblock.incarnation, superblock.revision),
+        (me.incarnation, me.revision.0),
+    );
+    if now.0 < seen.0 {
+        let (found, expected) = (u64::from(now.0), u64::from(seen.0));
+        return Err(Refused::StoreBehind {
+            path,
+            what: "incarnation",
+            found,
+            expected,
+        });
+    }
+    if now < seen {
+        return Err(Refused::StoreBehind {
+            path,
+            what: "revision",
+            found: now.1,
+            expected: seen.1,
+        });
+    }
+    Ok(())
+}
+
+/// Why the record could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// The store did not answer.
+    #[error("cannot read the record of storage node {node}")]
+    Read {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        source: ReadError,
+    },
+    /// The store did not take the change, or did not say whether it did.
+    #[error("cannot register storage node {node}")]
+    Txn {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        source: TxnError,
+    },
+    /// The record is damaged.
+    #[error("record of storage node {node}")]
+    Record {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        source: RecordError,
+    },
+    /// Somebody else changed it.
+    #[error(
+        "record of storage node {node} was changed by another process: boot {boot}, generation {generation}"
+    )]
+    Changed {
+        /// The node.
+        node: NodeId,
+        /// As recorded now.
+        boot: u64,
+        /// As recorded now.
+        generation: Generation,
+    },
+}
+
+/// The record as it was read.
+pub(crate) struct Seen {
+    pub entry: Option<Entry>,
+    pub record: Option<NodeRecord>,
+    pub revision: Revision,
+}
+
+pub(crate) async fn read(meta: &dyn MetaStore, node: NodeId) -> Result<Seen, RegisterError> {
+    let read = meta.get(&keys::node(node)).await;
+    let (entry, revision) = read.map_err(|source| RegisterError::Read { node, source })?;
+    let record = entry
+        .as_ref()
+        .map(|entry| decode::<NodeRecord>(&entry.value))
+        .transpose()
+        .map_err(|source| RegisterError::Record { node, source })?;
+    Ok(Seen {
+        entry,
+        record,
+        revision,
+    })
+}
+
+/// The record of a start.
+pub(crate) fn record_of(
+    config: &Config,
+    superblock: &Superblock,
+    seen: &Seen,
+    durable: u64,
+    capacity: u64,
+) -> NodeRecord {
+    let state = match seen.record.as_ref().map(NodeRecord::state) {
+        Some(state @ (NodeState::Draining | NodeState::Full)) => state,
+        Some(NodeState::Unspecified | NodeState::Active | NodeState::Gone) | None => NodeState::Active,
+    };
+    NodeRecord {
+        id: superblock.node.0,
+        generation: superblock.generation.0,
+        boot: superblock.boot,
+        disk: superblock.disk.as_bytes().to_vec().into(),
+        lsn_checkpoint: durable,
+        state: state as i32,
+        data_address: config.data_address.clone(),
+        control_address: config.control_address.clone(),
+        zone: config.zone.clone(),
+        capacity_bytes: capacity,
+    }
+}
+
+/// Puts a record in the place of the one that was read. An unknown outcome is resolved by
+/// reading: the disk, generation and boot in a record are one process's own.
+pub(crate) async fn register(
+    meta: &dyn MetaStore,
+    seen: &Seen,
+    record: &NodeRecord,
+) -> Result<(), RegisterError> {
+    let node = NodeId(record.id);
+    let key = keys::node(node);
+    let unchanged = match &seen.entry {
+        Some(entry) => Compare::unchanged(entry),
+        None => Compare::absent(key.clone()),
+    };
+    let txn = Txn::new().when(unchanged).then(Op::put(key, encode(record)));
+    match meta.txn(txn).await {
+        Ok(reply) if reply.succeeded => return Ok(()),
+        Ok(_) | Err(TxnError::Unknown(_)) => {}
+        Err(source) => return Err(RegisterError::Txn { node, source }),
+    }
+    let now = read(meta, node).await?;
+    match now.record {
+        Some(now) if now == *record => Ok(()),
+        now => {
+            let now = now.unwrap_or_default();
+            let generation = Generation(now.generation);
+            Err(RegisterError::Changed {
+                node,
+                boot: now.boot,
+                generation,
+            })
+        }
+    }
+}
+
+/// Stores how far the journal is durable; returns what an operator wants of the node.
+pub(crate) async fn checkpoint(
+    meta: &dyn MetaStore,
+    mine: &NodeRecord,
+    durable: u64,
+) -> Result<NodeState, RegisterError> {
+    let node = NodeId(mine.id);
+    let seen = read(meta, node).await?;
+    let record = seen.record.clone().unwrap_or_default();
+    let still_mine =
+        record.boot == mine.boot && record.generation == mine.generation && record.disk == mine.disk;
+    if !still_mine {
+        let generation = Generation(record.generation);
+        return Err(RegisterError::Changed {
+            node,
+            boot: record.boot,
+            generation,
+        });
+    }
+    let state = record.state();
+    if record.lsn_checkpoint < durable {
+        register(
+            meta,
+            &seen,
+            &NodeRecord {
+                lsn_checkpoint: durable,
+                ..record
+            },
+        )
+        .await?;
+    }
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
+
+    use super::*;
+
+    const DISK: Uuid = Uuid::from_u128(77);
+
+    fn me() -> Identity<'static> {
+        Identity {
+            path: Path::new("/d"),
+            node: NodeId(3),
+            cluster: "c",
+            incarnation: 1,
+            revision: Revision(50),
+        }
+    }
+
+    fn superblock(boot: u64) -> Superblock {
+        Superblock {
+            disk: DISK,
+            node: NodeId(3),
+            generation: Generation(2),
+            boot,
+            newest_file: 1,
+            incarnation: 1,
+            revision: 40,
+            cluster: "c".to_owned(),
+        }
+    }
+
+    fn record(boot: u64) -> NodeRecord {
+        let disk = DISK.as_bytes().to_vec().into();
+        NodeRecord {
+            id: 3,
+            generation: 2,
+            boot,
+            disk,
+            state: NodeState::Active as i32,
+            ..NodeRecord::default()
+        }
+    }
+
+    #[test]
+    fn an_unknown_node_without_data_starts_fresh() {
+        assert_eq!(
+            plan(me(), None, None),
+            Ok(Plan::Fresh {
+                generation: Generation(1),
+                boot: 1
+            })
+        );
+    }
+
+    #[test]
+    fn a_known_node_without_data_is_refused_until_it_is_declared_gone() {
+        let text = plan(me(), None, Some(&record(4))).unwrap_err().to_string();
+        assert!(text.contains("/d") && text.contains("n3"), "{text}");
+        let gone = NodeRecord {
+            state: NodeState::Gone as i32,
+            ..record(4)
+        };
+        assert_eq!(
+            plan(me(), None, Some(&gone)),
+            Ok(Plan::Fresh {
+                generation: Generation(3),
+                boot: 5
+            })
+        );
+        assert!(matches!(
+            plan(me(), Some(&superblock(4)), Some(&gone)),
+            Err(Refused::Gone { .. })
+        ));
+    }
+
+    #[test]
+    fn a_folder_resumes_with_the_recorded_boot_or_one_more() {
+        for boot in [4, 5] {
+            assert_eq!(
+                plan(me(), Some(&superblock(boot)), Some(&record(4))),
+                Ok(Plan::Resume { boot: 5 })
+            );
+        }
+        assert!(matches!(
+            plan(me(), Some(&superblock(3)), Some(&record(4))),
+            Err(Refused::Older {
+                what: "boot",
+                found: 3,
+                expected: 4,
+                ..
+            })
+        ));
+        assert!(matches!(
+            plan(me(), Some(&superblock(6)), Some(&record(4))),
+            Err(Refused::StoreBehind { .. })
+        ));
+    }
+
+    #[test]
+    fn a_first_start_that_did_not_reach_the_store_is_resumed() {
+        assert_eq!(
+            plan(me(), Some(&superblock(1)), None),
+            Ok(Plan::Resume { boot: 1 })
+        );
+        assert!(matches!(
+            plan(me(), Some(&superblock(2)), None),
+            Err(Refused::StoreBehind { .. })
+        ));
+    }
+
+    #[test]
+    fn a_foreign_folder_is_refused_with_both_values() {
+        let foreign = |superblock: Superblock, record: NodeRecord, expected: &str| {
+            let refused = plan(me(), Some(&superblock), Some(&record)).unwrap_err();
+            assert!(matches!(refused, Refused::Foreign { .. }), "{refused}");
+            assert!(refused.to_string().contains(expected), "{refused}");
+        };
+        foreign(
+            Superblock {
+                cluster: "x".to_owned(),
+                ..superblock(4)
+            },
+            record(4),
+            "cluster x, this is c",
+        );
+        foreign(
+            Superblock {
+                node: NodeId(9),
+                ..superblock(4)
+            },
+            record(4),
+            "n9, this is n3",
+        );
+        foreign(
+            Superblock {
+                generation: Generation(1),
+                ..superblock(4)
+            },
+            record(4),
+            "g1, this is g2",
+        );
+        foreign(
+            Superblock {
+                disk: Uuid::from_u128(1),
+                ..superblock(4)
+            },
+            record(4),
+            "disk",
+        );
+    }
+
+    #[test]
+    fn a_store_that_went_back_is_refused() {
+        for (incarnation, revision) in [(1, 39), (0, 99)] {
+            let me = Identity {
+                incarnation,
+                revision: Revision(revision),
+                ..me()
+            };
+            let refused = plan(me, Some(&superblock(4)), Some(&record(4)));
+            assert!(matches!(refused, Err(Refused::StoreBehind { .. })), "{refused:?}");
+        }
+        let newer = Identity {
+            incarnation: 2,
+            revision: Revision(1),
+            ..me()
+        };
+        assert!(plan(newer, Some(&superblock(4)), Some(&record(4))).is_ok());
+    }
+}

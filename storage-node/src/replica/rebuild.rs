@@ -1,0 +1,328 @@
+//! Making a replica's state again from what its journal holds.
+//!
+//! Each file begins with a snapshot of what was durable then, so what the files before it gave is
+//! compared with it: a segment that lacks frames which the snapshot counts has lost them. Where
+//! bytes are damaged, every open segment is suspected of having lost frames there, until a later
+//! frame, fence or snapshot proves that it continues without a hole. What stays suspected goes
+//! into limbo: it takes no frames and is no evidence, but its good frames can be read (I15, I18).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use forebay_record::frame::{ChainHash, FrameKind};
+use forebay_record::{Offset, SegmentId, Token};
+
+use crate::content::CheckedFrame;
+use crate::index::Entry;
+use crate::journal::format::{SegmentState, Snapshot};
+use crate::journal::note::Note;
+
+/// What was found of a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldSegment {
+    /// Its state; of a segment in limbo, as far as it is contiguous.
+    pub state: SegmentState,
+    /// Checksum of each frame of the contiguous part.
+    pub checksums: Vec<u32>,
+    /// Where its frames are, also those after a hole.
+    pub entries: Vec<Entry>,
+}
+
+/// What a journal was found to hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Held {
+    /// Tokens up to this one are closed where the segment is unknown.
+    pub floor: Token,
+    /// Live segments.
+    pub segments: BTreeMap<SegmentId, HeldSegment>,
+    /// A fence of an unknown segment, or a floor, may have been lost. The node must raise its
+    /// floor to the newest token there can be before it answers anything (I5).
+    pub floor_uncertain: bool,
+}
+
+/// Takes snapshots, frames and notes in the journal's order.
+#[derive(Debug, Default)]
+pub struct Rebuild {
+    held: Held,
+    suspects: BTreeSet<SegmentId>,
+}
+
+impl Rebuild {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A file begins, with what was durable then.
+    pub fn file(&mut self, snapshot: &Snapshot) {
+        let mut found = std::mem::take(&mut self.held.segments);
+        for state in &snapshot.segments {
+            let mut held = found.remove(&state.segment).unwrap_or_else(|| HeldSegment {
+                state: SegmentState {
+                    tail: state.base,
+                    frames: 0,
+                    hash: ChainHash::seed(state.segment),
+                    ..*state
+                },
+                checksums: Vec::new(),
+                entries: Vec::new(),
+            });
+            held.state.meet(state);
+            self.held.segments.insert(state.segment, held);
+        }
+        // What is left was trimmed before the snapshot.
+        self.held.floor = self.held.floor.max(snapshot.floor);
+        self.held.floor_uncertain = false;
+        self.suspects.clear();
+    }
+
+    /// Bytes are missing here, of any segment.
+    pub fn damaged(&mut self) {
+        self.held.floor_uncertain = true;
+        let open = self
+            .held
+            .segments
+            .iter()
+            .filter(|(_, held)| held.state.fenced.is_none());
+        self.suspects.extend(open.map(|(id, _)| *id));
+    }
+
+    /// A frame of a segment, at a position of the journal.
+    pub fn frame(&mut self, frame: &CheckedFrame, position: u64) {
+        let header = frame.header();
+        let held = self.held.segments.entry(header.segment).or_insert_with(|| {
+            let begins = header.kind == FrameKind::Open && header.number == 0;
+            HeldSegment {
+                state: SegmentState {
+                    segment: header.segment,
+                    token: header.token,
+                    base: header.first,
+                    tail: header.first,
+                    committed: header.first,
+                    hash: ChainHash::seed(header.segment),
+                    frames: 0,
+                    fenced: None,
+                    // Its first frame was lost.
+                    limbo: !begins,
+                },
+                checksums: Vec::new(),
+                entries: Vec::new(),
+            }
+        });
+        let state = &mut held.state;
+        state.committed = state.committed.max(header.committed);
+        let continues = header.number == state.frames
+            && header.prev_hash == state.hash
+            && header.first == state.tail
+            && state.fenced.is_none();
+        if continues && !state.limbo {
+            state.frames += 1;
+            state.tail = header.end;
+            state.hash = header.hash();
+            held.checksums.push(header.checksum);
+            self.suspects.remove(&header.segment);
+        } else {
+            state.limbo = true;
+        }
+        let after_last = held
+            .entries
+            .last()
+            .is_none_or(|last| last.number < header.number && last.end <= header.first);
+        if after_last {
+            held.entries.push(Entry::new(frame, position));
+        }
+    }
+
+    /// A note of the node.
+    pub fn note(&mut self, note: Note) {
+        match note {
+            Note::Floor(token) => self.held.floor = self.held.floor.max(token),
+            Note::Trim(segment, _) => {
+                self.held.segments.remove(&segment);
+                self.suspects.remove(&segment);
+            }
+            Note::Committed(items) => {
+                for (segment, committed) in items {
+                    self.committed(segment, committed);
+                }
+            }
+            Note::Standing(state) => {
+                let held = self
+                    .held
+                    .segments
+                    .entry(state.segment)
+                    .or_insert_with(|| HeldSegment {
+                        state: SegmentState {
+                            tail: state.base,
+                            frames: 0,
+                            hash: ChainHash::seed(state.segment),
+                            ..state
+                        },
+                        checksums: Vec::new(),
+                        entries: Vec::new(),
+                    });
+                held.state.meet(&state);
+                self.suspects.remove(&state.segment);
+            }
+        }
+    }
+
+    fn committed(&mut self, segment: SegmentId, committed: Offset) {
+        if let Some(held) = self.held.segments.get_mut(&segment) {
+            held.state.committed = held.state.committed.max(committed);
+        }
+    }
+
+    /// What there is.
+    #[must_use]
+    pub fn finish(mut self) -> Held {
+        for suspect in self.suspects {
+            if let Some(held) = self.held.segments.get_mut(&suspect) {
+                held.state.limbo = true;
+            }
+        }
+        self.held
+    }
+}
+
+impl SegmentState {
+    /// Joins what was found of a segment with what the node once knew of it: a difference means
+    /// that frames were lost.
+    fn meet(&mut self, known: &Self) {
+        let same = self.frames == known.frames && self.hash == known.hash && self.tail == known.tail;
+        self.limbo |= known.limbo || !same || self.token != known.token;
+        self.committed = self.committed.max(known.committed);
+        self.fenced = self.fenced.max(known.fenced);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
+
+    use forebay_record::Epoch;
+
+    use super::*;
+    use crate::testing::{Writer, checked};
+
+    fn feed(rebuild: &mut Rebuild, writer: &mut Writer, frames: u32) {
+        for _ in 0..frames {
+            let frame = if writer.number == 0 {
+                writer.open()
+            } else {
+                writer.data(3)
+            };
+            rebuild.frame(&checked(frame), u64::from(writer.number) * 1000);
+        }
+    }
+
+    fn standing(writer: &Writer, fenced: Option<Epoch>) -> SegmentState {
+        SegmentState {
+            segment: writer.segment,
+            token: writer.token,
+            base: Offset(10),
+            tail: writer.next,
+            committed: writer.committed,
+            hash: writer.hash,
+            frames: writer.number,
+            fenced,
+            limbo: false,
+        }
+    }
+
+    #[test]
+    fn frames_before_and_after_a_snapshot_make_one_segment() {
+        let (mut rebuild, mut writer) = (Rebuild::new(), Writer::new(1, 10));
+        feed(&mut rebuild, &mut writer, 3);
+        rebuild.file(&Snapshot {
+            floor: Token(5),
+            segments: vec![standing(&writer, None)],
+        });
+        feed(&mut rebuild, &mut writer, 2);
+        let held = rebuild.finish();
+        let segment = &held.segments[&writer.segment];
+        assert_eq!(segment.state, standing(&writer, None));
+        assert_eq!(
+            (segment.entries.len(), segment.checksums.len(), held.floor),
+            (5, 5, Token(5))
+        );
+    }
+
+    #[test]
+    fn frames_that_a_snapshot_counts_and_nobody_finds_are_lost() {
+        let (mut rebuild, mut writer) = (Rebuild::new(), Writer::new(1, 10));
+        feed(&mut rebuild, &mut writer, 2);
+        let _lost = writer.data(2);
+        rebuild.file(&Snapshot {
+            floor: Token(0),
+            segments: vec![standing(&writer, None)],
+        });
+        assert!(rebuild.finish().segments[&writer.segment].state.limbo);
+    }
+
+    #[test]
+    fn damage_puts_open_segments_into_limbo_and_spares_fenced_ones() {
+        let mut rebuild = Rebuild::new();
+        let (mut open, mut fenced) = (Writer::new(1, 10), Writer::new(2, 10));
+        feed(&mut rebuild, &mut open, 2);
+        feed(&mut rebuild, &mut fenced, 2);
+        rebuild.note(Note::Standing(standing(&fenced, Some(Epoch(9)))));
+        rebuild.damaged();
+        let held = rebuild.finish();
+        assert!(held.floor_uncertain);
+        assert!(held.segments[&open.segment].state.limbo);
+        assert!(!held.segments[&fenced.segment].state.limbo);
+        assert_eq!(held.segments[&fenced.segment].state.fenced, Some(Epoch(9)));
+    }
+
+    #[test]
+    fn a_segment_that_continues_after_damage_has_lost_nothing() {
+        let (mut rebuild, mut writer) = (Rebuild::new(), Writer::new(1, 10));
+        feed(&mut rebuild, &mut writer, 2);
+        rebuild.damaged();
+        feed(&mut rebuild, &mut writer, 1);
+        assert!(!rebuild.finish().segments[&writer.segment].state.limbo);
+    }
+
+    #[test]
+    fn frames_after_a_hole_are_found_but_not_counted() {
+        let (mut rebuild, mut writer) = (Rebuild::new(), Writer::new(1, 10));
+        feed(&mut rebuild, &mut writer, 2);
+        rebuild.damaged();
+        let tail = writer.next;
+        let _lost = writer.data(2);
+        feed(&mut rebuild, &mut writer, 2);
+        let held = rebuild.finish();
+        let segment = &held.segments[&writer.segment];
+        assert!(segment.state.limbo);
+        assert_eq!(
+            (segment.state.frames, segment.state.tail, segment.entries.len()),
+            (2, tail, 4)
+        );
+    }
+
+    #[test]
+    fn a_segment_without_its_first_frame_is_in_limbo() {
+        let (mut rebuild, mut writer) = (Rebuild::new(), Writer::new(1, 10));
+        let _lost = writer.open();
+        rebuild.damaged();
+        feed(&mut rebuild, &mut writer, 1);
+        assert!(rebuild.finish().segments[&writer.segment].state.limbo);
+    }
+
+    #[test]
+    fn a_trimmed_segment_is_gone_and_the_floor_stays() {
+        let (mut rebuild, mut writer) = (Rebuild::new(), Writer::new(1, 10));
+        feed(&mut rebuild, &mut writer, 2);
+        rebuild.note(Note::Floor(writer.token));
+        rebuild.note(Note::Trim(writer.segment, writer.token));
+        let held = rebuild.finish();
+        assert!(held.segments.is_empty());
+        assert_eq!(held.floor, writer.token);
+    }
+}

@@ -1,0 +1,10 @@
+//! What the tests are made with: real processes on loopback, and a record of what was promised.
+//!
+//! [`etcd`] and [`process`] start what a user would start, on ports of the system's choice and in
+//! temporary folders, and end it by process id. [`cluster`] is a whole Forebay of them. [`load`]
+//! writes numbered records, remembers every answer, and compares it with what is read afterwards.
+
+pub mod cluster;
+pub mod etcd;
+pub mod load;
+pub mod process;

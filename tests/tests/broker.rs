@@ -1,0 +1,256 @@
+//! A broker and a storage node in one process, spoken to by the data protocol.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_broker::{Broker, BrokerConfig, Parts, partition};
+use forebay_meta::store::{EmbeddedStore, MetaStore, Op, Txn};
+use forebay_meta::{cluster, keys, record, topics};
+use forebay_proto::data::endpoint::{ClientLink, Dialer, Exchange, FrontProtocol, Listener, ReplicaProtocol};
+use forebay_proto::data::front::{Acks, Fetch, FetchPartition, FromBroker, Position, Produce, ToBroker};
+use forebay_proto::stored::PlacementRecord;
+use forebay_record::batch::{Builder, Codec};
+use forebay_record::{BrokerId, Epoch, Offset, PartitionId};
+use forebay_runtime::admin_http::Readiness;
+use forebay_runtime::clock::{Clock, SystemClock};
+use forebay_runtime::config::ByteSize;
+use forebay_runtime::metrics::Metrics;
+use forebay_runtime::net::{MemNetwork, SystemConnector};
+use forebay_runtime::random::{OsRandom, Random};
+use forebay_runtime::tasks::Tasks;
+use forebay_storage_node::{Config as NodeConfig, Environment, StorageNode};
+
+struct World {
+    store: Arc<dyn MetaStore>,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    tasks: Tasks,
+    connector: Arc<SystemConnector>,
+    fronts: Exchange<FrontProtocol>,
+    nodes: Exchange<ReplicaProtocol>,
+    cluster: cluster::Cluster,
+    node: StorageNode,
+    partition: PartitionId,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let random: Arc<dyn Random> = Arc::new(OsRandom);
+        let tasks = Tasks::new("test");
+        let store = EmbeddedStore::open(&folder.path().join("meta"), Arc::clone(&clock), &tasks)
+            .await
+            .unwrap();
+        let store: Arc<dyn MetaStore> = Arc::new(store);
+        let settings = cluster::ClusterSettings {
+            cluster_id: None,
+            replicas: 1,
+            ack_quorum: 1,
+        };
+        let cluster = cluster::join(store.as_ref(), &settings, random.as_ref())
+            .await
+            .unwrap();
+        let topic = topics::create(store.as_ref(), random.as_ref(), "t", 1, BTreeMap::new())
+            .await
+            .unwrap();
+        let partition = topic.partition_ids[0];
+        let wish = record::encode(&PlacementRecord { broker: 1 });
+        store
+            .txn(Txn::new().then(Op::put(keys::wish(partition), wish)))
+            .await
+            .unwrap();
+        let connector = Arc::new(SystemConnector::new(MemNetwork::new()));
+        let nodes = Exchange::default();
+        let node_config = NodeConfig {
+            data_dir: folder.path().join("node"),
+            journal_file_bytes: ByteSize::mib(4),
+            data_address: "mem://node".to_owned(),
+            limbo_is_fatal: true,
+            ..NodeConfig::default()
+        };
+        let environment = Environment {
+            cluster_id: cluster.id.clone(),
+            incarnation: cluster.incarnation,
+            meta: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            random: Arc::clone(&random),
+            metrics: Metrics::new(),
+            readiness: Readiness::new(),
+            tasks: tasks.group("node"),
+        };
+        let node = StorageNode::start(node_config, environment).await.unwrap();
+        let mut listener: Listener<ReplicaProtocol> =
+            Listener::bind("node", None, &connector, &nodes, tasks.clone())
+                .await
+                .unwrap();
+        let (serving, sessions) = (node.clone(), tasks.clone());
+        tasks.spawn("accept", async move {
+            while let Ok(link) = listener.accept().await {
+                let node = serving.clone();
+                sessions.spawn("session", async move { node.serve(link).await });
+            }
+        });
+        let fronts = Exchange::default();
+        Self {
+            store,
+            clock,
+            random,
+            tasks,
+            connector,
+            fronts,
+            nodes,
+            cluster,
+            node,
+            partition,
+            _folder: folder,
+        }
+    }
+
+    async fn broker(&self) -> (Broker, ClientLink<FrontProtocol>) {
+        let tasks = self.tasks.group("broker");
+        let listener = Listener::bind("broker", None, &self.connector, &self.fronts, tasks.clone())
+            .await
+            .unwrap();
+        let config = BrokerConfig {
+            id: BrokerId(1),
+            zone: String::new(),
+            data_address: "mem://broker".to_owned(),
+            control_address: String::new(),
+            session_ttl: Duration::from_secs(10),
+            tail_cache_bytes: 1 << 20,
+            partition: partition::Config {
+                replicas: 1,
+                ack_quorum: 1,
+                ..partition::Config::default()
+            },
+        };
+        let parts = Parts {
+            cluster: self.cluster.id.clone(),
+            incarnation: self.cluster.incarnation,
+            store: Arc::clone(&self.store),
+            nodes: Dialer::new(self.connector.clone(), self.nodes.clone(), tasks.clone()),
+            clock: Arc::clone(&self.clock),
+            random: Arc::clone(&self.random),
+            metrics: Metrics::new(),
+            tasks: tasks.clone(),
+        };
+        let broker = Broker::start(config, parts, listener).await.unwrap();
+        let dialer: Dialer<FrontProtocol> = Dialer::new(self.connector.clone(), self.fronts.clone(), tasks);
+        let mut link = dialer.dial("mem://broker").await.unwrap();
+        let cluster = self.cluster.id.clone();
+        link.tx
+            .send(ToBroker::Hello {
+                cluster,
+                peer: "test".to_owned(),
+                broker: BrokerId(1),
+            })
+            .await
+            .unwrap();
+        let Some(FromBroker::Welcome { .. }) = link.rx.recv().await.unwrap() else {
+            panic!("no welcome")
+        };
+        (broker, link)
+    }
+}
+
+fn batch(text: &str) -> Bytes {
+    let mut builder = Builder::new(Codec::None, 1024);
+    builder
+        .append(5, None, Some(text.as_bytes()), &[] as &[(&str, Option<&[u8]>)])
+        .unwrap();
+    builder.finish(None).unwrap()
+}
+
+async fn produce(link: &mut ClientLink<FrontProtocol>, partition: PartitionId, text: &str) -> Offset {
+    for request in 0.. {
+        let produce = Produce {
+            request,
+            partition,
+            epoch: Epoch(0),
+            acks: Acks::All,
+            deadline_ms: 10_000,
+            batch: batch(text),
+        };
+        link.tx.send(ToBroker::Produce(produce)).await.unwrap();
+        match link.rx.recv().await.unwrap() {
+            Some(FromBroker::Produced {
+                result: Ok(offset), ..
+            }) => return offset,
+            Some(FromBroker::Produced {
+                result: Err(failure), ..
+            }) => {
+                assert!(request < 500, "{failure:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    unreachable!()
+}
+
+async fn end(link: &mut ClientLink<FrontProtocol>, partition: PartitionId) -> Option<Offset> {
+    let question = ToBroker::Offsets {
+        request: 9,
+        partition,
+        epoch: Epoch(0),
+        position: Position::Latest,
+    };
+    link.tx.send(question).await.unwrap();
+    match link.rx.recv().await.unwrap() {
+        Some(FromBroker::Offsets { result, .. }) => result.unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_appends_answers_and_hands_over_to_its_next_incarnation() {
+    let world = World::start().await;
+    let (broker, mut link) = world.broker().await;
+    for number in 0..20 {
+        assert_eq!(
+            produce(&mut link, world.partition, &format!("record {number}")).await,
+            Offset(number)
+        );
+    }
+    assert_eq!(end(&mut link, world.partition).await, Some(Offset(20)));
+    let fetch = Fetch {
+        request: 5,
+        min_bytes: 1,
+        max_bytes: 1 << 20,
+        max_wait_ms: 1_000,
+        partitions: vec![FetchPartition {
+            partition: world.partition,
+            epoch: Epoch(0),
+            offset: Offset(3),
+            max_bytes: 0,
+        }],
+    };
+    link.tx.send(ToBroker::Fetch(fetch)).await.unwrap();
+    let Some(FromBroker::Fetched { partitions, .. }) = link.rx.recv().await.unwrap() else {
+        panic!("no answer")
+    };
+    let fetched = partitions[0].as_ref().unwrap();
+    assert_eq!((fetched.high_watermark, fetched.batches.len()), (Offset(20), 34));
+
+    drop(link);
+    broker
+        .shutdown(world.clock.as_ref(), Duration::from_secs(5))
+        .await;
+    let (broker, mut link) = world.broker().await;
+    assert_eq!(produce(&mut link, world.partition, "after").await, Offset(20));
+    assert_eq!(end(&mut link, world.partition).await, Some(Offset(21)));
+    broker
+        .shutdown(world.clock.as_ref(), Duration::from_secs(5))
+        .await;
+    world.node.shutdown().await;
+}
