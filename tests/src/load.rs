@@ -13,6 +13,9 @@ use forebay_client::{
     Client, Consumer, ConsumerConfig, DeliveryError, ProducerConfig, ProducerRecord, StartPosition,
 };
 
+/// Records of one writer that are not answered yet: keeps a run to what can be compared in memory.
+const OPEN_MAX: usize = 50;
+
 /// What became of the records that were sent.
 #[derive(Debug, Default)]
 pub struct Sent {
@@ -49,7 +52,7 @@ pub async fn write(
             .with_context(|| format!("{value} was not taken"))?;
         deliveries.push_back((value, delivery));
         number += 1;
-        while deliveries.len() > 2_000 {
+        while deliveries.len() > OPEN_MAX {
             let Some((value, delivery)) = deliveries.pop_front() else {
                 break;
             };

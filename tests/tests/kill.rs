@@ -27,9 +27,10 @@ fn binary() -> &'static Path {
 /// Waits until the topic's end has moved on: the cluster takes writes.
 async fn wait_for_progress(client: &Client, what: &str) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let start = end(client).await;
+    let mut start = None;
     loop {
         let now = end(client).await;
+        start = start.or(now);
         if let (Some(start), Some(now)) = (start, now)
             && now >= start + 500
         {

@@ -291,6 +291,13 @@ async fn every_malformed_batch_is_refused_by_name_and_writes_nothing() {
             .unwrap();
         builder.finish(None).unwrap()
     };
+    let large = {
+        let mut builder = Builder::new(Codec::None, 10 << 20);
+        builder
+            .append(1, None, Some(&vec![7; 9 << 20]), &[] as &[(&str, Option<&[u8]>)])
+            .unwrap();
+        builder.finish(None).unwrap()
+    };
     let cases: Vec<(&str, Bytes, &[ErrorCode])> = vec![
         (
             "wrong checksum",
@@ -350,11 +357,7 @@ async fn every_malformed_batch_is_refused_by_name_and_writes_nothing() {
                 ErrorCode::CorruptBatch,
             ],
         ),
-        (
-            "over-size",
-            Bytes::from(vec![0; 9 << 20]),
-            &[ErrorCode::BatchTooLarge],
-        ),
+        ("over-size", large, &[ErrorCode::BatchTooLarge]),
     ];
     for (name, bytes, allowed) in cases {
         let failure = standalone.produce("t", 0, Data::Batch(bytes)).await.unwrap_err();

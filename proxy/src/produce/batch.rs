@@ -120,6 +120,15 @@ pub(crate) fn check(
     topic: &str,
     partition: u32,
 ) -> Result<Option<ProducerId>, Failure> {
+    // Said before anything is read of it: what else is wrong with it matters less.
+    if batch.len() > limits.batch_bytes_max {
+        let (bytes, max) = (batch.len(), limits.batch_bytes_max);
+        return Err(placed(
+            refused(&BatchError::TooLarge { bytes, max }),
+            topic,
+            partition,
+        ));
+    }
     let checked = scratches.with(|scratch| validate_with(batch, limits, scratch));
     let header = checked.map_err(|error| placed(refused(&error), topic, partition))?;
     if header.is_transactional() {

@@ -8,7 +8,7 @@
 //!
 //! So an answer is never waited for under one owner while another gets the next batch, and a
 //! repeated batch never follows one that was sent after it: where a later batch of the same
-//! source was taken meanwhile, the earlier one is answered with its failure instead.
+//! source was taken meanwhile, or may have been, the earlier one is answered with its failure.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use forebay_proto::data::front::Acks;
 use forebay_proto::error::Failure;
-use forebay_proto::v1::ErrorCode;
+use forebay_proto::v1::{ErrorCode, RetryClass};
 use forebay_record::state::PRODUCER_BATCHES_MAX;
 use forebay_record::{Offset, PartitionId, ProducerId};
 
@@ -256,6 +256,10 @@ impl<R> Lane<R> {
         }
         self.open -= 1;
         self.open_bytes -= slot.bytes();
+        let maybe_applied = result
+            .as_ref()
+            .err()
+            .is_none_or(|failure| failure.retry() == RetryClass::Unknown);
         match (std::mem::replace(slot, Flight::Done), result) {
             (Flight::Sent(entry), Ok(offset)) => {
                 self.tries = 0;
@@ -284,7 +288,12 @@ impl<R> Lane<R> {
             gap_before,
         };
         match retry::after_failure(failure.clone(), tried) {
-            Verdict::Answer(failure) => steps.push(Step::Answer(entry.reply, Err(failure))),
+            Verdict::Answer(failure) => {
+                if failure.retry() == RetryClass::Unknown {
+                    self.overtaken(at, entry.source, entry.producer, steps);
+                }
+                steps.push(Step::Answer(entry.reply, Err(failure)));
+            }
             Verdict::Again { stale, doubt } => {
                 entry.doubt |= doubt;
                 entry.last = Some(failure);
@@ -297,7 +306,8 @@ impl<R> Lane<R> {
         }
     }
 
-    /// A later batch of this source was taken: earlier ones can no longer be sent in order.
+    /// A later batch of this source was taken, or may have been: earlier ones can no longer be sent
+    /// in order.
     fn overtaken(&mut self, at: usize, source: u64, producer: Option<ProducerId>, steps: &mut Vec<Step<R>>) {
         if self.gate == Gate::Open {
             return;
