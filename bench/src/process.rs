@@ -178,6 +178,8 @@ impl Process {
         loop {
             match self.child.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
+                // etcd puts the signal's own action back and dies of it once it has closed.
+                Some(status) if self.leave == Leave::Terminate && ended_by_term(status) => return Ok(()),
                 Some(status) => bail!("{} ended with {status}", self.name),
                 None if Instant::now() > deadline => {
                     bail!("{} did not leave within {LEAVE_MAX:?}", self.name)
@@ -261,6 +263,10 @@ fn peak_of_status(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+fn ended_by_term(status: std::process::ExitStatus) -> bool {
+    std::os::unix::process::ExitStatusExt::signal(&status) == Some(Signal::TERM.as_raw())
 }
 
 #[cfg(test)]

@@ -71,12 +71,6 @@ impl Membership {
         Ok(Self { view })
     }
 
-    /// A view that somebody else feeds.
-    #[cfg(test)]
-    pub(crate) const fn fixed(view: watch::Receiver<Arc<View>>) -> Self {
-        Self { view }
-    }
-
     /// The newest view.
     pub(crate) fn now(&self) -> Arc<View> {
         Arc::clone(&self.view.borrow())

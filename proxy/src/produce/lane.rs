@@ -266,12 +266,14 @@ impl<R> Lane<R> {
                 self.overtaken(at, entry.source, entry.producer, steps);
                 steps.push(Step::Answer(entry.reply, Ok(offset)));
             }
-            (Flight::Abandoned { source, producer, .. }, Ok(_)) => {
-                self.overtaken(at, source, producer, steps)
+            // Its outcome was answered as unknown when it was abandoned.
+            (Flight::Abandoned { source, producer, .. }, _) => {
+                if maybe_applied {
+                    self.overtaken(at, source, producer, steps);
+                }
             }
             (Flight::Sent(entry), Err(failure)) => self.on_failure(at, entry, failure, steps),
-            // Its outcome was answered as unknown when it was abandoned.
-            (Flight::Abandoned { .. } | Flight::Failed(_) | Flight::Done, _) => {}
+            (Flight::Failed(_) | Flight::Done, _) => {}
         }
         self.trim();
         true
