@@ -3,6 +3,7 @@
 //! [`server`] turns a configuration into a running process; [`Cli`] is the command line, and
 //! [`run`] carries it out. `main` does nothing else.
 
+mod allocator;
 mod command;
 mod connect;
 mod lines;
@@ -16,6 +17,7 @@ pub use command::{Cli, run};
 /// Reads the command line and carries it out: the whole of the binary.
 #[must_use]
 pub fn main() -> std::process::ExitCode {
+    allocator::keep_freed_pages();
     let cli = <Cli as clap::Parser>::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -1,9 +1,9 @@
 //! The proxy: the only address that clients see. It keeps nothing but caches.
 //!
-//! [`front`] admits requests by bytes before it decodes them; [`produce`] checks each batch once
-//! and brings it to its owner in order; [`fetch`] reads owners' tails and, for what is older,
-//! storage nodes; [`offsets`], [`data`] and [`admin`] answer the rest. [`membership`] and
-//! [`routes`] know where to ask, [`peer`] holds the sessions, [`control`] makes control calls.
+//! `front` admits requests by bytes before it decodes them; `produce` checks each batch once
+//! and brings it to its owner in order; `fetch` reads owners' tails and, for what is older,
+//! storage nodes; `offsets`, `data` and `admin` answer the rest. `membership` and
+//! `routes` know where to ask, `peer` holds the sessions, `control` makes control calls.
 
 mod admin;
 mod config;

@@ -206,6 +206,7 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         Arc::clone(&clock),
         Arc::clone(&random),
         metrics.clone(),
+        sessions.clone(),
     );
     let catch_up = CatchUp::new(
         fronts.clone(),

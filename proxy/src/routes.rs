@@ -15,6 +15,7 @@ use forebay_proto::v1::{ErrorCode, LocateRequest, LocateResponse, RetryClass};
 use forebay_record::{BrokerId, Epoch, PartitionId};
 use forebay_runtime::clock::{self, Clock};
 use forebay_runtime::random::Random;
+use forebay_runtime::tasks::Tasks;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::{Mutex, RwLock};
@@ -28,8 +29,11 @@ use crate::metrics::ProxyMetrics;
 pub(crate) const TOPICS_MAX: usize = 50_000;
 /// How long an unknown topic is believed to be unknown.
 pub(crate) const UNKNOWN_FOR: Duration = Duration::from_secs(1);
-/// A route older than this is asked for again, so that a changed or deleted topic shows.
+/// A route older than this is asked for again in the background, so that a changed or deleted topic
+/// shows.
 const FRESH_FOR: Duration = Duration::from_secs(30);
+/// One that is older still is not used before the answer has come.
+const USED_FOR: Duration = Duration::from_secs(120);
 const LOCATE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Brokers asked before a question fails.
 const BROKERS_ASKED_MAX: usize = 3;
@@ -156,6 +160,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     metrics: ProxyMetrics,
+    tasks: Tasks,
 }
 
 impl Routes {
@@ -165,6 +170,7 @@ impl Routes {
         clock: Arc<dyn Clock>,
         random: Arc<dyn Random>,
         metrics: ProxyMetrics,
+        tasks: Tasks,
     ) -> Self {
         let (known, asking) = (RwLock::default(), Mutex::default());
         Self {
@@ -176,6 +182,7 @@ impl Routes {
                 clock,
                 random,
                 metrics,
+                tasks,
             }),
         }
     }
@@ -183,13 +190,19 @@ impl Routes {
     /// The route, from memory or asked for.
     pub(crate) async fn get(&self, topic: &str) -> Located {
         let now = self.shared.clock.monotonic();
+        let mut old = None;
         if let Some(known) = self.shared.known.read().get(topic) {
             let age = now.saturating_sub(known.at);
             match &known.located {
                 Ok(route) if age < FRESH_FOR => return Ok(Arc::clone(route)),
+                Ok(route) if age < USED_FOR => old = Some(Arc::clone(route)),
                 Err(failure) if age < UNKNOWN_FOR => return Err(failure.clone()),
                 Ok(_) | Err(_) => {}
             }
+        }
+        if let Some(old) = old {
+            self.renew(topic, now);
+            return Ok(old);
         }
         if topic.is_empty() || topic.len() > TOPIC_NAME_LEN_MAX {
             let what = format!(
@@ -202,6 +215,26 @@ impl Routes {
             // An old route is better than none: the owner refuses it if it is wrong.
             Err(failure) if failure.retry() != RetryClass::Reject => self.remembered(topic).ok_or(failure),
             located => located,
+        }
+    }
+
+    /// Asks anew without making anyone wait for it.
+    fn renew(&self, topic: &str, now: Duration) {
+        let asked = match self.shared.known.write().get_mut(topic) {
+            Some(known) if now.saturating_sub(known.at) >= FRESH_FOR => {
+                // Whoever comes next does not ask as well.
+                known.at = now;
+                true
+            }
+            Some(_) | None => false,
+        };
+        if asked {
+            let (routes, topic) = (self.clone(), topic.to_owned());
+            self.shared.tasks.spawn("renew route", async move {
+                if let Err(failure) = routes.refresh(&topic).await {
+                    tracing::debug!(topic, %failure, "route was not renewed");
+                }
+            });
         }
     }
 

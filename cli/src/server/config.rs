@@ -157,7 +157,7 @@ impl Default for BrokerSection {
             id: 1,
             data_listen: "tcp://127.0.0.1:7460".to_owned(),
             session_ttl: HumanDuration::secs(10),
-            tail_cache_bytes: ByteSize::mib(512),
+            tail_cache_bytes: ByteSize::mib(128),
         }
     }
 }

@@ -114,7 +114,9 @@ impl CatchUp {
         max_bytes: u32,
     ) -> Result<Caught, Failure> {
         let mut backoff = Backoff::new(BACKOFF, Arc::clone(&self.clock), Arc::clone(&self.random));
-        let mut known = self.fresh(partition);
+        // A plan that does not reach the offset says nothing about it: the log has grown since.
+        let reaches = |plan: &Arc<ReadPlan>| matches!(plan::place(plan, from), Place::Segment(_));
+        let mut known = self.fresh(partition).filter(reaches);
         loop {
             let plan = match known.take() {
                 Some(plan) => plan,

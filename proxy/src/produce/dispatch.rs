@@ -209,6 +209,7 @@ impl<R> Dispatch<R> {
         topic: &Arc<str>,
         located: Result<Arc<TopicRoute>, Failure>,
     ) {
+        let mut moved: Vec<(Destination, Vec<Entry<R>>)> = Vec::new();
         for id in self.locating.remove(topic).unwrap_or_default() {
             let Some(lane) = self.lanes.get_mut(&id) else {
                 continue;
@@ -231,12 +232,26 @@ impl<R> Dispatch<R> {
                         Some(_) | None => Self::rest(lane, now, true, &*self.random),
                     }
                 }
-                Ok(_) => {
+                Ok(found) => {
+                    // The topic was deleted, and perhaps made again under its name.
                     let what = format!(
                         "topic {topic} has no partition {} of this id any more",
                         lane.number
                     );
-                    lane.fail_queued(&Failure::new(ErrorCode::UnknownPartition, what), &mut self.steps);
+                    let gone = Failure::new(ErrorCode::UnknownPartition, what);
+                    match found {
+                        Some(found) => {
+                            let (number, owner) = (lane.number, found.owner.clone());
+                            let to = Destination {
+                                topic: Arc::clone(topic),
+                                number,
+                                id: found.id,
+                                owner,
+                            };
+                            moved.push((to, lane.take_untouched(&gone, &mut self.steps)));
+                        }
+                        None => lane.fail_queued(&gone, &mut self.steps),
+                    }
                 }
                 Err(failure) if failure.retry() == RetryClass::Reject => {
                     lane.fail_queued(failure, &mut self.steps);
@@ -244,6 +259,11 @@ impl<R> Dispatch<R> {
                 Err(_) => Self::rest(lane, now, true, &*self.random),
             }
             self.advance(now, id);
+        }
+        for (to, entries) in moved {
+            for entry in entries {
+                self.on_batch(now, to.clone(), entry);
+            }
         }
     }
 

@@ -420,6 +420,14 @@ impl<R> Lane<R> {
         }
     }
 
+    /// Takes out everything that waits and was certainly not applied; the rest is answered.
+    pub(crate) fn take_untouched(&mut self, failure: &Failure, steps: &mut Vec<Step<R>>) -> Vec<Entry<R>> {
+        let (doubtful, untouched): (Vec<_>, Vec<_>) = self.queue.drain(..).partition(|entry| entry.doubt);
+        self.queue.extend(doubtful);
+        self.fail_queued(failure, steps);
+        untouched
+    }
+
     /// Answers everything, as the proxy stops.
     pub(crate) fn stop(&mut self, steps: &mut Vec<Step<R>>) {
         for (_, flight) in self.flights.drain(..) {

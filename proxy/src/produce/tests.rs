@@ -324,7 +324,7 @@ fn an_owner_that_never_answers_leaves_the_outcome_unknown() {
 }
 
 #[test]
-fn a_topic_that_is_gone_or_recreated_fails_what_waits() {
+fn a_topic_that_is_gone_fails_what_waits_and_a_recreated_one_takes_what_was_never_applied() {
     let mut bench = Bench::connected();
     bench.batch(1, 1, None);
     bench.answer(0, Err(ErrorCode::UnknownPartition));
@@ -334,15 +334,20 @@ fn a_topic_that_is_gone_or_recreated_fails_what_waits() {
     bench.settle();
     assert_eq!(bench.code(1), Some(ErrorCode::UnknownTopic));
     bench.batch(2, 1, None);
-    bench.answer(1, Err(ErrorCode::NotOwner));
+    bench.batch(3, 1, Some(9));
+    bench.answer(1, Err(ErrorCode::UnknownPartition));
+    bench.answer(2, Err(ErrorCode::OutcomeUnknown));
     let mut other = TopicRoute::clone(&route(Some(owner(1, 1))));
     other.partitions[0].id = PartitionId(99);
     bench
         .dispatch
         .on_located(bench.now, &"t".into(), Ok(Arc::new(other)));
     bench.settle();
-    assert_eq!(bench.code(2), Some(ErrorCode::UnknownPartition));
-    assert!(bench.dispatch.is_idle());
+    assert_eq!(bench.code(3), Some(ErrorCode::OutcomeUnknown));
+    assert_eq!(
+        (bench.order(3), bench.sent[3].partition),
+        (vec![2], PartitionId(99))
+    );
 }
 
 #[test]

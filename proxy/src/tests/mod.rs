@@ -1,6 +1,11 @@
 //! Calls over gRPC against brokers and storage nodes whose ends the tests speak themselves: real
 //! sessions inside the process, a real metadata store, a real gRPC server.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod fetch;
 mod produce;
@@ -51,7 +56,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const CLUSTER: &str = "c1";
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.expect("waited too long")
+    tokio::time::timeout(PATIENCE, what)
+        .await
+        .expect("waited too long")
 }
 
 /// What all brokers answer to control calls.
@@ -87,7 +94,11 @@ impl Broker for Map {
         &self,
         _: Request<InitProducerRequest>,
     ) -> Result<Response<InitProducerResponse>, Status> {
-        Ok(Response::new(InitProducerResponse { producer_id: 77, producer_epoch: 0, error: None }))
+        Ok(Response::new(InitProducerResponse {
+            producer_id: 77,
+            producer_epoch: 0,
+            error: None,
+        }))
     }
 }
 
@@ -99,7 +110,11 @@ impl Map {
             partition_id: 100 + number as u64,
             epoch: *epoch,
             owner: *broker,
-            address: if *broker == 0 { String::new() } else { format!("mem://b{broker}") },
+            address: if *broker == 0 {
+                String::new()
+            } else {
+                format!("mem://b{broker}")
+            },
             session: 1,
         };
         let answer = LocateResponse {
@@ -135,7 +150,9 @@ impl Cluster {
     async fn with(config: ProxyConfig) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (clock, tasks) = (Arc::new(SystemClock::new()), Tasks::new("test"));
-        let store = EmbeddedStore::open(&folder.path().join("meta"), clock.clone(), &tasks).await.unwrap();
+        let store = EmbeddedStore::open(&folder.path().join("meta"), clock.clone(), &tasks)
+            .await
+            .unwrap();
         let meta: Arc<dyn MetaStore> = Arc::new(store);
         let map = Arc::new(Map::default());
         let control = Control::new();
@@ -150,8 +167,12 @@ impl Cluster {
             put(&*meta, keys::broker(BrokerId(id)), record::encode(&record)).await;
         }
         for id in [1, 2, 3] {
-            let record =
-                NodeRecord { id, generation: 1, data_address: format!("mem://n{id}"), ..NodeRecord::default() };
+            let record = NodeRecord {
+                id,
+                generation: 1,
+                data_address: format!("mem://n{id}"),
+                ..NodeRecord::default()
+            };
             put(&*meta, keys::node(NodeId(id)), record::encode(&record)).await;
         }
         let (fronts, nodes) = (Exchange::default(), Exchange::default());
@@ -176,45 +197,79 @@ impl Cluster {
         let server = crate::tune(Server::builder()).add_routes(proxy.routes().unwrap());
         let stop = tasks.token();
         tasks.spawn("server", async move {
-            let served = server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
+            let served =
+                server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
             served.await.unwrap();
         });
-        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let channel = Channel::from_shared(format!("http://{address}"))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
         let client = DataClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         let _folder = folder;
-        Self { proxy, client, channel, map, meta, fronts, nodes, connector, tasks, metrics, _folder }
+        Self {
+            proxy,
+            client,
+            channel,
+            map,
+            meta,
+            fronts,
+            nodes,
+            connector,
+            tasks,
+            metrics,
+            _folder,
+        }
     }
 
     async fn broker(&self, id: u32) -> ScriptedBroker {
         let name = format!("b{id}");
         let tasks = self.tasks.clone();
-        let listener = Listener::bind(&name, None, &self.connector, &self.fronts, tasks).await.unwrap();
+        let listener = Listener::bind(&name, None, &self.connector, &self.fronts, tasks)
+            .await
+            .unwrap();
         ScriptedBroker { id, listener }
     }
 
     async fn node(&self, id: u32) -> ScriptedNode {
         let name = format!("n{id}");
         let tasks = self.tasks.clone();
-        let listener = Listener::bind(&name, None, &self.connector, &self.nodes, tasks).await.unwrap();
+        let listener = Listener::bind(&name, None, &self.connector, &self.nodes, tasks)
+            .await
+            .unwrap();
         ScriptedNode { id, listener }
     }
 
     /// A produce stream: requests in, answers out.
     async fn stream(&self) -> (mpsc::UnboundedSender<ProduceRequest>, Streaming<ProduceResponse>) {
         let (tx, rx) = mpsc::unbounded_channel();
-        let answers = self.client.clone().produce_stream(UnboundedReceiverStream::new(rx)).await.unwrap();
+        let answers = self
+            .client
+            .clone()
+            .produce_stream(UnboundedReceiverStream::new(rx))
+            .await
+            .unwrap();
         (tx, answers.into_inner())
     }
 
     fn metric(&self, name: &str) -> i64 {
         let text = self.metrics.encode().unwrap();
-        let line = text.lines().find(|line| line.starts_with(&format!("forebay_proxy_{name} "))).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(&format!("forebay_proxy_{name} ")))
+            .unwrap();
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 }
 
 async fn put(meta: &dyn MetaStore, key: String, value: Bytes) {
-    assert!(meta.txn(Txn::new().then(Op::put(key, value))).await.unwrap().succeeded);
+    assert!(
+        meta.txn(Txn::new().then(Op::put(key, value)))
+            .await
+            .unwrap()
+            .succeeded
+    );
 }
 
 /// A broker's end of the front protocol, spoken by the test.
@@ -227,9 +282,17 @@ impl ScriptedBroker {
     async fn accept(&mut self) -> Conversation<FrontProtocol> {
         let mut link = soon(self.listener.accept()).await.unwrap();
         let hello = soon(link.rx.recv()).await.unwrap().unwrap();
-        let ToBroker::Hello { cluster, broker, .. } = hello else { panic!("{hello:?}") };
+        let ToBroker::Hello { cluster, broker, .. } = hello else {
+            panic!("{hello:?}")
+        };
         assert_eq!((cluster.as_str(), broker), (CLUSTER, BrokerId(self.id)));
-        link.tx.send(FromBroker::Welcome { broker, session: SessionId(1) }).await.unwrap();
+        link.tx
+            .send(FromBroker::Welcome {
+                broker,
+                session: SessionId(1),
+            })
+            .await
+            .unwrap();
         Conversation { link }
     }
 }
@@ -244,8 +307,15 @@ impl ScriptedNode {
     async fn accept(&mut self) -> Conversation<ReplicaProtocol> {
         let mut link = soon(self.listener.accept()).await.unwrap();
         let hello = soon(link.rx.recv()).await.unwrap().unwrap();
-        assert!(matches!(&hello, ToNode::Hello(hello) if hello.node == NodeId(self.id)), "{hello:?}");
-        let welcome = FromNode::Welcome { node: NodeId(self.id), generation: Generation(1), boot: 1 };
+        assert!(
+            matches!(&hello, ToNode::Hello(hello) if hello.node == NodeId(self.id)),
+            "{hello:?}"
+        );
+        let welcome = FromNode::Welcome {
+            node: NodeId(self.id),
+            generation: Generation(1),
+            boot: 1,
+        };
         link.tx.send(welcome).await.unwrap();
         Conversation { link }
     }
@@ -257,7 +327,10 @@ struct Conversation<P: Protocol> {
 
 impl<P: Protocol> Conversation<P> {
     async fn next(&mut self) -> P::Up {
-        soon(self.link.rx.recv()).await.unwrap().expect("the proxy closed the link")
+        soon(self.link.rx.recv())
+            .await
+            .unwrap()
+            .expect("the proxy closed the link")
     }
 
     async fn say(&mut self, message: P::Down) {
@@ -275,7 +348,11 @@ impl Conversation<FrontProtocol> {
 
     async fn produced(&mut self, produce: &Produce, result: Result<u64, ErrorCode>) {
         let result = result.map(Offset).map_err(|code| Failure::new(code, "scripted"));
-        self.say(FromBroker::Produced { request: produce.request, result }).await;
+        self.say(FromBroker::Produced {
+            request: produce.request,
+            result,
+        })
+        .await;
     }
 }
 
@@ -285,13 +362,23 @@ fn batch(value: u32) -> Bytes {
 }
 
 fn idempotent(value: u32, sequence: i32) -> Bytes {
-    batch_of(value, Some(ProducerStamp { id: ProducerId(5), epoch: 0, sequence }), 1)
+    batch_of(
+        value,
+        Some(ProducerStamp {
+            id: ProducerId(5),
+            epoch: 0,
+            sequence,
+        }),
+        1,
+    )
 }
 
 fn batch_of(value: u32, stamp: Option<ProducerStamp>, records: u32) -> Bytes {
     let mut builder = Builder::new(Codec::None, 256);
     for at in 0..records {
-        builder.append::<&str>(1000 + i64::from(at), None, Some(&value.to_be_bytes()), &[]).unwrap();
+        builder
+            .append::<&str>(1000 + i64::from(at), None, Some(&value.to_be_bytes()), &[])
+            .unwrap();
     }
     builder.finish(stamp).unwrap()
 }
@@ -324,12 +411,18 @@ fn request(id: u64, batches: &[(u32, Bytes)]) -> ProduceRequest {
 }
 
 /// The answers of a stream until `count` have come: base offset or error code by request.
-async fn answers(stream: &mut Streaming<ProduceResponse>, count: usize) -> BTreeMap<u64, Result<u64, ErrorCode>> {
+async fn answers(
+    stream: &mut Streaming<ProduceResponse>,
+    count: usize,
+) -> BTreeMap<u64, Result<u64, ErrorCode>> {
     let mut all = BTreeMap::new();
     while all.len() < count {
         let answer = soon(stream.message()).await.unwrap().expect("the stream ended");
         let first = &answer.partitions[0];
-        let result = first.error.as_ref().map_or(Ok(first.base_offset), |error| Err(error.code()));
+        let result = first
+            .error
+            .as_ref()
+            .map_or(Ok(first.base_offset), |error| Err(error.code()));
         assert!(all.insert(answer.request_id, result).is_none(), "answered twice");
     }
     all

@@ -20,9 +20,15 @@ async fn a_stream_is_answered_as_batches_are_and_the_bytes_are_the_clients() {
     assert_eq!(answers(&mut stream, 1).await, BTreeMap::from([(3, Ok(12))]));
     talk.produced(&taken[0], Ok(10)).await;
     talk.produced(&taken[1], Ok(11)).await;
-    assert_eq!(answers(&mut stream, 2).await, BTreeMap::from([(1, Ok(10)), (2, Ok(11))]));
+    assert_eq!(
+        answers(&mut stream, 2).await,
+        BTreeMap::from([(1, Ok(10)), (2, Ok(11))])
+    );
     drop(requests);
-    assert!(soon(stream.message()).await.unwrap().is_none(), "the stream ends with its last answer");
+    assert!(
+        soon(stream.message()).await.unwrap().is_none(),
+        "the stream ends with its last answer"
+    );
 }
 
 #[tokio::test]
@@ -75,14 +81,20 @@ async fn a_lost_connection_is_an_unknown_outcome_for_plain_batches_and_a_repetit
         talk.produce().await;
     }
     drop(talk);
-    assert_eq!(answers(&mut stream, 1).await, BTreeMap::from([(1, Err(ErrorCode::OutcomeUnknown))]));
+    assert_eq!(
+        answers(&mut stream, 1).await,
+        BTreeMap::from([(1, Err(ErrorCode::OutcomeUnknown))])
+    );
     let mut talk = broker.accept().await;
     for value in [2, 3] {
         let produce = talk.produce().await;
         assert_eq!(value_of(&produce.batch), value);
         talk.produced(&produce, Ok(u64::from(value))).await;
     }
-    assert_eq!(answers(&mut stream, 2).await, BTreeMap::from([(2, Ok(2)), (3, Ok(3))]));
+    assert_eq!(
+        answers(&mut stream, 2).await,
+        BTreeMap::from([(2, Ok(2)), (3, Ok(3))])
+    );
 }
 
 #[tokio::test]
@@ -94,7 +106,15 @@ async fn bad_batches_are_refused_one_by_one_and_the_good_one_beside_them_is_take
     flipped[65] ^= 1;
     let mut large = vec![0; 2 << 20];
     large[16] = 2;
-    let bad = request(9, &[(0, flipped.into()), (0, batch(2)), (5, batch(3)), (0, large.into())]);
+    let bad = request(
+        9,
+        &[
+            (0, flipped.into()),
+            (0, batch(2)),
+            (5, batch(3)),
+            (0, large.into()),
+        ],
+    );
     let mut unknown = request(0, &[(0, batch(4))]).partitions.remove(0);
     unknown.topic = "nowhere".to_owned();
     let partitions = bad.partitions.into_iter().chain([unknown]).collect();
@@ -105,29 +125,58 @@ async fn bad_batches_are_refused_one_by_one_and_the_good_one_beside_them_is_take
     assert_eq!(value_of(&produce.batch), 2);
     talk.produced(&produce, Ok(40)).await;
     let answer = soon(asking).await.unwrap().unwrap().into_inner();
-    let codes: Vec<_> = answer.partitions.iter().map(|one| one.error.as_ref().map(|error| error.code())).collect();
-    let expected = [ErrorCode::CorruptBatch, ErrorCode::UnknownPartition, ErrorCode::BatchTooLarge, ErrorCode::UnknownTopic];
-    assert_eq!(codes, [Some(expected[0]), None, Some(expected[1]), Some(expected[2]), Some(expected[3])]);
+    let codes: Vec<_> = answer
+        .partitions
+        .iter()
+        .map(|one| one.error.as_ref().map(|error| error.code()))
+        .collect();
+    let expected = [
+        ErrorCode::CorruptBatch,
+        ErrorCode::UnknownPartition,
+        ErrorCode::BatchTooLarge,
+        ErrorCode::UnknownTopic,
+    ];
+    assert_eq!(
+        codes,
+        [
+            Some(expected[0]),
+            None,
+            Some(expected[1]),
+            Some(expected[2]),
+            Some(expected[3])
+        ]
+    );
     assert_eq!(answer.partitions[1].base_offset, 40);
     let message = &answer.partitions[0].error.as_ref().unwrap().message;
-    assert!(message.contains("topic t partition 0") && message.contains("checksum"), "{message}");
+    assert!(
+        message.contains("topic t partition 0") && message.contains("checksum"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
 async fn requests_under_way_never_hold_more_than_the_pool_and_all_are_answered_in_the_end() {
     const POOL: u64 = 1 << 20;
     const EACH: usize = 200 << 10;
-    let cluster = Cluster::with(ProxyConfig { memory_bytes: 2 * POOL, ..ProxyConfig::default() }).await;
+    let cluster = Cluster::with(ProxyConfig {
+        memory_bytes: 2 * POOL,
+        ..ProxyConfig::default()
+    })
+    .await;
     cluster.map.set("t", &[(1, 1), (1, 1)]);
     let mut broker = cluster.broker(1).await;
     let mut builder = Builder::new(Codec::None, EACH);
-    builder.append::<&str>(1, None, Some(&vec![7; EACH]), &[]).unwrap();
+    builder
+        .append::<&str>(1, None, Some(&vec![7; EACH]), &[])
+        .unwrap();
     let large = builder.finish(None).unwrap();
     let mut streams = Vec::new();
     for number in 0..4 {
         let (requests, stream) = cluster.stream().await;
         for id in 0..10 {
-            requests.send(request(id, &[(number % 2, large.clone())])).unwrap();
+            requests
+                .send(request(id, &[(number % 2, large.clone())]))
+                .unwrap();
         }
         streams.push((requests, stream));
     }
@@ -141,7 +190,10 @@ async fn requests_under_way_never_hold_more_than_the_pool_and_all_are_answered_i
         let held = cluster.metric("request_held_bytes");
         assert!((0..=POOL as i64).contains(&held), "{held} bytes held");
         let more = tokio::time::timeout(Duration::from_millis(20), talk.link.rx.recv()).await;
-        assert!(more.is_err() || answered + open.len() >= 40, "more than the pool was let through: {more:?}");
+        assert!(
+            more.is_err() || answered + open.len() >= 40,
+            "more than the pool was let through: {more:?}"
+        );
         for produce in open.drain(..) {
             talk.produced(&produce, Ok(answered as u64)).await;
             answered += 1;
@@ -155,18 +207,26 @@ async fn requests_under_way_never_hold_more_than_the_pool_and_all_are_answered_i
 
 #[tokio::test]
 async fn a_unary_call_is_told_when_there_is_no_room() {
-    let config = ProxyConfig { memory_bytes: 2 << 20, admission_timeout: Duration::from_millis(50), ..ProxyConfig::default() };
+    let config = ProxyConfig {
+        memory_bytes: 2 << 20,
+        admission_timeout: Duration::from_millis(50),
+        ..ProxyConfig::default()
+    };
     let cluster = Cluster::with(config).await;
     cluster.map.set("t", &[(1, 1)]);
     let mut broker = cluster.broker(1).await;
     let mut builder = Builder::new(Codec::None, 1 << 20);
-    builder.append::<&str>(1, None, Some(&vec![7; 700 << 10]), &[]).unwrap();
+    builder
+        .append::<&str>(1, None, Some(&vec![7; 700 << 10]), &[])
+        .unwrap();
     let large = builder.finish(None).unwrap();
     let (requests, mut stream) = cluster.stream().await;
     requests.send(request(1, &[(0, large.clone())])).unwrap();
     let mut talk = broker.accept().await;
     let held = talk.produce().await;
-    let status = soon(cluster.client.clone().produce(request(2, &[(0, large)]))).await.unwrap_err();
+    let status = soon(cluster.client.clone().produce(request(2, &[(0, large)])))
+        .await
+        .unwrap_err();
     let failure = Failure::from(status);
     assert_eq!(failure.code, ErrorCode::Overloaded, "{failure}");
     talk.produced(&held, Ok(0)).await;
@@ -178,8 +238,13 @@ async fn no_acknowledgement_is_refused_on_a_unary_call_and_unanswered_on_a_strea
     let cluster = Cluster::start().await;
     cluster.map.set("t", &[(1, 1)]);
     let mut broker = cluster.broker(1).await;
-    let silent = ProduceRequest { acks: Acks::None as i32, ..request(1, &[(0, batch(1))]) };
-    let status = soon(cluster.client.clone().produce(silent.clone())).await.unwrap_err();
+    let silent = ProduceRequest {
+        acks: Acks::None as i32,
+        ..request(1, &[(0, batch(1))])
+    };
+    let status = soon(cluster.client.clone().produce(silent.clone()))
+        .await
+        .unwrap_err();
     assert_eq!(Failure::from(status).code, ErrorCode::InvalidRequest);
     let (requests, mut stream) = cluster.stream().await;
     requests.send(silent).unwrap();
@@ -200,7 +265,10 @@ async fn a_request_that_does_not_parse_ends_the_stream_after_what_came_before_it
     let (requests, mut stream) = cluster.stream().await;
     requests.send(request(1, &[(0, batch(1))])).unwrap();
     let record = forebay_proto::v1::Record::default();
-    let records = forebay_proto::v1::Records { records: vec![record; 200_000], compression: 0 };
+    let records = forebay_proto::v1::Records {
+        records: vec![record; 200_000],
+        compression: 0,
+    };
     let mut bomb = request(2, &[(0, batch(2))]);
     bomb.partitions[0].data = Some(Data::Records(records));
     requests.send(bomb).unwrap();
@@ -216,7 +284,16 @@ async fn a_request_that_does_not_parse_ends_the_stream_after_what_came_before_it
 async fn a_batch_without_an_owner_times_out_and_says_so() {
     let cluster = Cluster::start().await;
     cluster.map.set("t", &[(0, 0)]);
-    let short = ProduceRequest { timeout_ms: 150, ..request(1, &[(0, batch(1))]) };
-    let answer = soon(cluster.client.clone().produce(short)).await.unwrap().into_inner();
-    assert_eq!(answer.partitions[0].error.as_ref().unwrap().code(), ErrorCode::Timeout);
+    let short = ProduceRequest {
+        timeout_ms: 150,
+        ..request(1, &[(0, batch(1))])
+    };
+    let answer = soon(cluster.client.clone().produce(short))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        answer.partitions[0].error.as_ref().unwrap().code(),
+        ErrorCode::Timeout
+    );
 }

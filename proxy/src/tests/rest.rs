@@ -17,23 +17,46 @@ async fn a_time_is_resolved_to_the_record_within_its_batch() {
     let cluster = Cluster::start().await;
     cluster.map.set("t", &[(1, 1)]);
     let mut broker = cluster.broker(1).await;
-    let position = |position| PartitionPosition { topic: "t".to_owned(), partition: 0, position };
+    let position = |position| PartitionPosition {
+        topic: "t".to_owned(),
+        partition: 0,
+        position,
+    };
     let partitions = vec![
         position(Some(Asked::TimestampMs(1002))),
         position(Some(Asked::Earliest(true))),
         position(None),
-        PartitionPosition { partition: 9, ..position(Some(Asked::Latest(true))) },
+        PartitionPosition {
+            partition: 9,
+            ..position(Some(Asked::Latest(true)))
+        },
     ];
     let mut client = cluster.client.clone();
     let task = tokio::spawn(async move { client.list_offsets(ListOffsetsRequest { partitions }).await });
     let mut talk = broker.accept().await;
     for _ in 0..3 {
         match talk.next().await {
-            ToBroker::Offsets { request, position: Position::Timestamp(1002), .. } => {
-                talk.say(FromBroker::Offsets { request, result: Ok(Some(Offset(40))) }).await;
+            ToBroker::Offsets {
+                request,
+                position: Position::Timestamp(1002),
+                ..
+            } => {
+                talk.say(FromBroker::Offsets {
+                    request,
+                    result: Ok(Some(Offset(40))),
+                })
+                .await;
             }
-            ToBroker::Offsets { request, position: Position::Earliest, .. } => {
-                talk.say(FromBroker::Offsets { request, result: Ok(Some(Offset(4))) }).await;
+            ToBroker::Offsets {
+                request,
+                position: Position::Earliest,
+                ..
+            } => {
+                talk.say(FromBroker::Offsets {
+                    request,
+                    result: Ok(Some(Offset(4))),
+                })
+                .await;
             }
             ToBroker::Fetch(fetch) => {
                 assert_eq!(fetch.partitions[0].offset, Offset(40));
@@ -41,8 +64,17 @@ async fn a_time_is_resolved_to_the_record_within_its_batch() {
                 let mut header = stored(40, 5);
                 let body = header.split_off(61);
                 let (high_watermark, log_start) = (Offset(90), Offset(0));
-                let fetched = Fetched { high_watermark, log_start, batches: vec![header, body], behind: false };
-                talk.say(FromBroker::Fetched { request: fetch.request, partitions: vec![Ok(fetched)] }).await;
+                let fetched = Fetched {
+                    high_watermark,
+                    log_start,
+                    batches: vec![header, body],
+                    behind: false,
+                };
+                talk.say(FromBroker::Fetched {
+                    request: fetch.request,
+                    partitions: vec![Ok(fetched)],
+                })
+                .await;
             }
             other => panic!("{other:?}"),
         }
@@ -51,7 +83,10 @@ async fn a_time_is_resolved_to_the_record_within_its_batch() {
     assert_eq!((found[0].offset, found[0].timestamp_ms), (Some(42), Some(1002)));
     assert_eq!((found[1].offset, found[1].timestamp_ms), (Some(4), None));
     assert_eq!(found[2].error.as_ref().unwrap().code(), ErrorCode::InvalidRequest);
-    assert_eq!(found[3].error.as_ref().unwrap().code(), ErrorCode::UnknownPartition);
+    assert_eq!(
+        found[3].error.as_ref().unwrap().code(),
+        ErrorCode::UnknownPartition
+    );
 }
 
 #[tokio::test]
@@ -59,39 +94,96 @@ async fn an_unknown_topic_is_asked_about_once_and_then_remembered_for_a_moment()
     let cluster = Cluster::start().await;
     let mut client = cluster.client.clone();
     for _ in 0..3 {
-        let request = MetadataRequest { topics: vec!["missing".to_owned()] };
+        let request = MetadataRequest {
+            topics: vec!["missing".to_owned()],
+        };
         let answer = client.metadata(request).await.unwrap().into_inner();
-        assert_eq!(answer.topics[0].error.as_ref().unwrap().code(), ErrorCode::UnknownTopic);
+        assert_eq!(
+            answer.topics[0].error.as_ref().unwrap().code(),
+            ErrorCode::UnknownTopic
+        );
         assert_eq!(answer.cluster, CLUSTER);
     }
     assert_eq!(cluster.map.located.load(Ordering::SeqCst), 1);
-    assert_eq!(client.init_producer(InitProducerRequest {}).await.unwrap().into_inner().producer_id, 77);
+    assert_eq!(
+        client
+            .init_producer(InitProducerRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .producer_id,
+        77
+    );
 }
 
 #[tokio::test]
 async fn topics_are_made_listed_described_and_deleted() {
     let cluster = Cluster::start().await;
     let mut admin = AdminClient::new(cluster.channel.clone());
-    let create = |name: &str, partitions| CreateTopicRequest { name: name.to_owned(), partitions, ..Default::default() };
-    let made = admin.create_topic(create("orders", 3)).await.unwrap().into_inner().topic.unwrap();
+    let create = |name: &str, partitions| CreateTopicRequest {
+        name: name.to_owned(),
+        partitions,
+        ..Default::default()
+    };
+    let made = admin
+        .create_topic(create("orders", 3))
+        .await
+        .unwrap()
+        .into_inner()
+        .topic
+        .unwrap();
     assert_eq!((made.partitions.len(), made.id.len()), (3, 16));
     let failure = Failure::from(admin.create_topic(create("orders", 1)).await.unwrap_err());
     assert_eq!(failure.code, ErrorCode::TopicExists);
     let failure = Failure::from(admin.create_topic(create("a/b", 1)).await.unwrap_err());
     assert_eq!(failure.code, ErrorCode::InvalidTopicName);
-    let listed = admin.list_topics(ListTopicsRequest::default()).await.unwrap().into_inner();
-    assert_eq!((listed.topics.len(), listed.topics[0].partitions, listed.more), (1, 3, false));
-    let all = cluster.client.clone().metadata(MetadataRequest::default()).await.unwrap().into_inner();
+    let listed = admin
+        .list_topics(ListTopicsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (listed.topics.len(), listed.topics[0].partitions, listed.more),
+        (1, 3, false)
+    );
+    let all = cluster
+        .client
+        .clone()
+        .metadata(MetadataRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((all.topics.len(), all.topics[0].partitions), (1, 3));
     let name = || "orders".to_owned();
-    let topic = admin.describe_topic(DescribeTopicRequest { name: name() }).await.unwrap().into_inner().topic.unwrap();
-    assert_eq!((topic.partitions.len(), topic.partitions[0].high_watermark), (3, None));
-    let about = soon(admin.describe_cluster(DescribeClusterRequest {})).await.unwrap().into_inner();
-    assert_eq!((about.brokers.len(), about.storage_nodes.len(), about.partitions), (2, 3, 3));
+    let topic = admin
+        .describe_topic(DescribeTopicRequest { name: name() })
+        .await
+        .unwrap()
+        .into_inner()
+        .topic
+        .unwrap();
+    assert_eq!(
+        (topic.partitions.len(), topic.partitions[0].high_watermark),
+        (3, None)
+    );
+    let about = soon(admin.describe_cluster(DescribeClusterRequest {}))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (about.brokers.len(), about.storage_nodes.len(), about.partitions),
+        (2, 3, 3)
+    );
     assert_eq!((about.topics, about.partitions_without_owner), (1, 3));
     assert!(about.storage_nodes.iter().all(|node| node.state == "UNREACHABLE"));
-    admin.delete_topic(DeleteTopicRequest { name: name() }).await.unwrap();
-    let gone = admin.describe_topic(DescribeTopicRequest { name: name() }).await.unwrap_err();
+    admin
+        .delete_topic(DeleteTopicRequest { name: name() })
+        .await
+        .unwrap();
+    let gone = admin
+        .describe_topic(DescribeTopicRequest { name: name() })
+        .await
+        .unwrap_err();
     assert_eq!(Failure::from(gone).code, ErrorCode::UnknownTopic);
 }
 
@@ -101,7 +193,9 @@ async fn a_shutdown_takes_nothing_new_and_finishes_what_was_accepted() {
     cluster.map.set("t", &[(1, 1)]);
     let mut broker = cluster.broker(1).await;
     let mut health = HealthClient::new(cluster.channel.clone());
-    let check = || HealthCheckRequest { service: "forebay.v1.Data".to_owned() };
+    let check = || HealthCheckRequest {
+        service: "forebay.v1.Data".to_owned(),
+    };
     assert_eq!(health.check(check()).await.unwrap().into_inner().status, 1);
     let (requests, mut stream) = cluster.stream().await;
     requests.send(request(1, &[(0, batch(1))])).unwrap();
@@ -115,14 +209,22 @@ async fn a_shutdown_takes_nothing_new_and_finishes_what_was_accepted() {
         }
     })
     .await;
-    let refused = cluster.client.clone().produce(request(2, &[(0, batch(2))])).await.unwrap_err();
+    let refused = cluster
+        .client
+        .clone()
+        .produce(request(2, &[(0, batch(2))]))
+        .await
+        .unwrap_err();
     assert_eq!(Failure::from(refused).code, ErrorCode::ShuttingDown);
     assert!(!stopping.is_finished());
     talk.produced(&accepted, Ok(8)).await;
     assert_eq!(answers(&mut stream, 1).await, BTreeMap::from([(1, Ok(8))]));
     assert!(soon(stream.message()).await.unwrap().is_none());
     soon(stopping).await.unwrap();
-    assert!(soon(talk.link.rx.recv()).await.unwrap().is_none(), "the session is closed");
+    assert!(
+        soon(talk.link.rx.recv()).await.unwrap().is_none(),
+        "the session is closed"
+    );
 }
 
 #[tokio::test]
@@ -133,10 +235,20 @@ async fn brokers_that_come_and_go_are_followed() {
         let gone = Txn::new().then(Op::delete(keys::broker(BrokerId(id))));
         assert!(cluster.meta.txn(gone).await.unwrap().succeeded);
     }
-    let short = || ProduceRequest { timeout_ms: 100, ..request(1, &[(0, batch(1))]) };
+    let short = || ProduceRequest {
+        timeout_ms: 100,
+        ..request(1, &[(0, batch(1))])
+    };
     soon(async {
         loop {
-            let answer = cluster.client.clone().metadata(MetadataRequest { topics: vec!["t".to_owned()] }).await.unwrap();
+            let answer = cluster
+                .client
+                .clone()
+                .metadata(MetadataRequest {
+                    topics: vec!["t".to_owned()],
+                })
+                .await
+                .unwrap();
             match &answer.into_inner().topics[0].error {
                 Some(error) if error.code() == ErrorCode::Unavailable => return,
                 _ => tokio::task::yield_now().await,
@@ -144,6 +256,12 @@ async fn brokers_that_come_and_go_are_followed() {
         }
     })
     .await;
-    let answer = soon(cluster.client.clone().produce(short())).await.unwrap().into_inner();
-    assert_eq!(answer.partitions[0].error.as_ref().unwrap().code(), ErrorCode::Timeout);
+    let answer = soon(cluster.client.clone().produce(short()))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        answer.partitions[0].error.as_ref().unwrap().code(),
+        ErrorCode::Timeout
+    );
 }
