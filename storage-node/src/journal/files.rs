@@ -7,15 +7,16 @@
 //! | `zeroing-<hex>`  | becoming a spare; worthless after a crash                           |
 //! | `reserve-<hex>`  | full length, not written: room for fences when the disk is full     |
 //!
-//! A file is zeroed or recycled before it is needed, by a thread of its own where there is one,
-//! so the journal's thread only waits where it outruns the disk.
+//! Files are zeroed or recycled before they are needed, by a thread of their own where there is
+//! one. Where the journal outruns it, it goes on in a file that is only allocated: commits to that
+//! are slower, but nobody waits for a whole file to be zeroed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -33,6 +34,10 @@ const SPARE: &str = "spare-";
 const ZEROING: &str = "zeroing-";
 const RESERVE: &str = "reserve-";
 const ZERO_STEP: usize = 1 << 20;
+/// About so many bytes are kept prepared: what a burst may write before it meets unwritten files.
+const SPARE_BYTES: u64 = 1 << 30;
+/// At most so many files for that.
+const SPARES_MAX: u64 = 4;
 
 /// Name of a file in use.
 #[must_use]
@@ -153,6 +158,8 @@ struct Stock {
 pub struct Pool {
     disk: Arc<dyn Disk>,
     file_len: u64,
+    /// Files to keep ready.
+    spares: AtomicUsize,
     stock: Mutex<Stock>,
     changed: Condvar,
     zeroed_bytes: AtomicU64,
@@ -193,10 +200,23 @@ impl Pool {
         Ok(Self {
             disk,
             file_len,
+            spares: AtomicUsize::new(1),
             stock,
             changed,
             zeroed_bytes,
         })
+    }
+
+    /// Keeps as many files ready as a burst may need and a budget of bytes can spare, instead of one.
+    pub fn keep_for_bursts(&self, budget_bytes: u64) {
+        let len = self.file_len.max(1);
+        let spares = (SPARE_BYTES / len).min(budget_bytes / len / 8).clamp(1, SPARES_MAX);
+        self.spares.store(usize::try_from(spares).unwrap_or(1), Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    fn spares(&self) -> usize {
+        self.spares.load(Ordering::Relaxed)
     }
 
     /// Length of its files.
@@ -211,40 +231,58 @@ impl Pool {
         self.zeroed_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether [`Pool::take`] would return at once.
+    /// Whether a prepared file is there.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         !self.stock.lock().ready.is_empty()
     }
 
-    /// Takes a prepared file, waiting for the thread that makes one, or making it here where
-    /// there is no such thread.
+    /// Whether as many files are ready as are kept.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.stock.lock().ready.len() >= self.spares()
+    }
+
+    /// Takes a prepared file. Where none is ready but one is being made, takes one that is only
+    /// allocated; where nobody makes any, makes one here.
     ///
     /// # Errors
     /// Of the disk, first of all that it is full.
     pub fn take(&self) -> io::Result<Spare> {
-        let mut stock = self.stock.lock();
-        loop {
+        let making = {
+            let mut stock = self.stock.lock();
             if let Some(spare) = stock.ready.pop_front() {
                 self.changed.notify_all();
                 return Ok(spare);
             }
-            if !stock.making {
-                drop(stock);
-                return self.make();
-            }
-            self.changed.wait(&mut stock);
-        }
+            stock.making
+        };
+        if making { self.allocate() } else { self.make() }
     }
 
-    /// Makes one spare ahead, if there is none.
+    fn allocate(&self) -> io::Result<Spare> {
+        let name = format!("{SPARE}{:016x}", self.fresh_number());
+        let file = self.disk.create(&name)?;
+        let allocated = file.allocate(self.file_len).and_then(|()| file.sync());
+        if let Err(error) = allocated {
+            self.disk.remove(&name)?;
+            return Err(error);
+        }
+        Ok(Spare {
+            name,
+            file,
+            len: self.file_len,
+        })
+    }
+
+    /// Makes one spare ahead, if there are too few.
     ///
     /// # Errors
     /// Of the disk.
     pub fn make_ahead(&self) -> io::Result<()> {
         {
             let mut stock = self.stock.lock();
-            if stock.stopped || stock.making || !stock.ready.is_empty() {
+            if stock.stopped || stock.making || stock.ready.len() >= self.spares() {
                 return Ok(());
             }
             stock.making = true;
@@ -257,7 +295,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Runs until [`Pool::stop`]: keeps one spare ready. A failure is tried again after a second.
+    /// Runs until [`Pool::stop`]: keeps spares ready. A failure is tried again after a second.
     pub fn run(&self) {
         const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
         loop {
@@ -269,7 +307,7 @@ impl Pool {
                 }
             }
             let mut stock = self.stock.lock();
-            while !stock.stopped && !stock.ready.is_empty() {
+            while !stock.stopped && stock.ready.len() >= self.spares() {
                 self.changed.wait(&mut stock);
             }
             if stock.stopped {
@@ -381,7 +419,7 @@ impl Pool {
     /// Of the disk.
     pub fn recycle(&self, file: &JournalFile) -> io::Result<()> {
         let name = file.name();
-        if file.header.len != self.file_len || self.is_ready() {
+        if file.header.len != self.file_len || self.is_full() {
             return self.disk.remove(&name);
         }
         let spare = format!("{SPARE}{:016x}", self.fresh_number());

@@ -191,6 +191,7 @@ impl StorageNode {
             table,
             pool,
         } = resumed;
+        pool.keep_for_bursts(capacity);
         let record = register::record_of(&config, &superblock, &seen, core.durable(), capacity);
         register::register(&*meta, &seen, &record).await?;
         tracing::info!(node = %superblock.node, generation = %superblock.generation, boot = superblock.boot,
