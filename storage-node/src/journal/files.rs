@@ -210,8 +210,11 @@ impl Pool {
     /// Keeps as many files ready as a burst may need and a budget of bytes can spare, instead of one.
     pub fn keep_for_bursts(&self, budget_bytes: u64) {
         let len = self.file_len.max(1);
-        let spares = (SPARE_BYTES / len).min(budget_bytes / len / 8).clamp(1, SPARES_MAX);
-        self.spares.store(usize::try_from(spares).unwrap_or(1), Ordering::Relaxed);
+        let spares = (SPARE_BYTES / len)
+            .min(budget_bytes / len / 8)
+            .clamp(1, SPARES_MAX);
+        self.spares
+            .store(usize::try_from(spares).unwrap_or(1), Ordering::Relaxed);
         self.changed.notify_all();
     }
 
