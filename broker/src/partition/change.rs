@@ -9,11 +9,17 @@
 //! At most one change of a record is on its way. A change whose outcome is unknown comes back as
 //! a conflict with the record as it stands: its nonce tells whether the change landed.
 
-use forebay_meta::model::{CHAIN_MAX, Partition};
-use forebay_record::frame::Frame;
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use forebay_meta::model::{CHAIN_MAX, Partition, Segment};
+use forebay_record::frame::{Frame, FrameKind};
+use forebay_record::state::{OpenPayload, PartitionState};
+use forebay_record::{Offset, SegmentId, Token};
 
 use super::action::{Action, Context, Stored};
-use super::owner::{Carried, Owner, Phase, Plan};
+use super::owner::{Next, Owner, Phase, Plan};
+use super::placement;
 use super::takeover::Recovery;
 use super::writer::Writer;
 
@@ -228,6 +234,79 @@ impl Owner {
         };
         self.prepare(Plan::Roll { end }, Vec::new(), ctx);
     }
+
+    /// Prepares a segment on healthy nodes: sends OPEN with the state at its base, and `carried`
+    /// frames' payloads after it. False where too few nodes are healthy.
+    pub(super) fn prepare(&mut self, plan: Plan, carried: Vec<Carried>, ctx: &mut Context<'_>) -> bool {
+        let base = match plan {
+            Plan::First => self.record.sealed_end(),
+            Plan::Roll { end } | Plan::Change { end } | Plan::Takeover { end } => end,
+        };
+        let id = SegmentId {
+            partition: self.record.id,
+            epoch: self.record.epoch,
+            seq: self.seq + 1,
+        };
+        self.avoid.retain(|_, until| *until > ctx.now_ms);
+        let avoid: BTreeSet<_> = self.avoid.keys().copied().collect();
+        let quorum = usize::from(self.config.ack_quorum);
+        let Some(replicas) = placement::choose(id, ctx.nodes, &avoid, self.config.replicas, quorum) else {
+            return false;
+        };
+        self.seq += 1;
+        let segment = Segment {
+            id,
+            token: Token(self.revision),
+            base,
+            end: None,
+            ack_quorum: self.config.ack_quorum,
+            replicas: replicas.clone(),
+            bytes: 0,
+        };
+        let open = OpenPayload {
+            base,
+            created_ms: ctx.wall_ms,
+            ack_quorum: self.config.ack_quorum,
+            replicas,
+            state: PartitionState {
+                epochs: self
+                    .epochs
+                    .iter()
+                    .filter(|(_, start)| *start < base)
+                    .copied()
+                    .collect(),
+                producers: self.producers.snapshot_below(base),
+            },
+        };
+        let mut writer = Writer::new(segment, ctx.now_ms);
+        let payload = vec![Bytes::from(open.encode())];
+        let mut result = writer.append(FrameKind::Open, 0, base, payload, ctx.now_ms, ctx.out);
+        for one in carried {
+            result = result.and(writer.append(
+                FrameKind::Data,
+                one.batches,
+                one.end,
+                one.payload,
+                ctx.now_ms,
+                ctx.out,
+            ));
+        }
+        if let Err(error) = result {
+            self.release(format!("{id} cannot be opened: {error}"), ctx);
+            return false;
+        }
+        self.next = Some(Next { writer, plan });
+        self.store(ctx);
+        true
+    }
+}
+
+/// A frame's content on its way into another segment: same offsets, same bytes.
+#[derive(Debug)]
+pub(super) struct Carried {
+    pub(super) end: Offset,
+    pub(super) batches: u32,
+    pub(super) payload: Vec<Bytes>,
 }
 
 /// A frame's content for another segment.

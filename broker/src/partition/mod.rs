@@ -1,12 +1,16 @@
 //! One partition at its owner, from a client's batch to a committed offset.
 //!
-//! A produce passes [`owner`] (offset, duplicates), [`writer`] (frame, replicas), and comes back as
-//! acknowledgements that [`owner`] turns into a committed offset and answers. [`takeover`] is how an
-//! ownership begins, [`change`] how a segment ends. All of it is a state machine: calls in, actions
+//! A produce passes [`append`] (duplicates, offset, frame) and [`writer`] (replicas), and comes back as
+//! acknowledgements that [`commit`] turns into a committed offset and answers. [`takeover`] is how an
+//! ownership begins, [`change`] how a segment ends, [`leave`] how an ownership ends; [`owner`] is what
+//! they all work on. All of it is a state machine: calls in, actions
 //! out, no I/O, no clock.
 
 mod action;
+mod append;
 mod change;
+mod commit;
+mod leave;
 mod owner;
 mod placement;
 mod producers;
