@@ -17,6 +17,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -38,6 +39,9 @@ const ZERO_STEP: usize = 1 << 20;
 const SPARE_BYTES: u64 = 1 << 30;
 /// At most so many files for that.
 const SPARES_MAX: u64 = 4;
+/// While a file is ready, the next is zeroed only when no commit came for so long: zeroing would
+/// take the disk from them.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Name of a file in use.
 #[must_use]
@@ -150,6 +154,8 @@ struct Stock {
     /// Somebody is making one.
     making: bool,
     stopped: bool,
+    /// A thread makes files in advance.
+    has_maker: bool,
     next_number: u64,
 }
 
@@ -163,6 +169,8 @@ pub struct Pool {
     stock: Mutex<Stock>,
     changed: Condvar,
     zeroed_bytes: AtomicU64,
+    /// Commits of the journal, to tell whether it is quiet.
+    commits: AtomicU64,
 }
 
 impl Pool {
@@ -204,6 +212,7 @@ impl Pool {
             stock,
             changed,
             zeroed_bytes,
+            commits: AtomicU64::new(0),
         })
     }
 
@@ -246,21 +255,26 @@ impl Pool {
         self.stock.lock().ready.len() >= self.spares()
     }
 
-    /// Takes a prepared file. Where none is ready but one is being made, takes one that is only
-    /// allocated; where nobody makes any, makes one here.
+    /// The journal has committed.
+    pub fn note_commit(&self) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a prepared file. Where none is ready, takes one that is only allocated; where nobody
+    /// makes files in advance, makes one here.
     ///
     /// # Errors
     /// Of the disk, first of all that it is full.
     pub fn take(&self) -> io::Result<Spare> {
-        let making = {
+        let has_maker = {
             let mut stock = self.stock.lock();
             if let Some(spare) = stock.ready.pop_front() {
                 self.changed.notify_all();
                 return Ok(spare);
             }
-            stock.making
+            stock.has_maker
         };
-        if making { self.allocate() } else { self.make() }
+        if has_maker { self.allocate() } else { self.make() }
     }
 
     fn allocate(&self) -> io::Result<Spare> {
@@ -300,8 +314,9 @@ impl Pool {
 
     /// Runs until [`Pool::stop`]: keeps spares ready. A failure is tried again after a second.
     pub fn run(&self) {
-        const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
-        loop {
+        const RETRY: Duration = Duration::from_secs(1);
+        self.stock.lock().has_maker = true;
+        while self.wait_for_need() {
             if let Err(error) = self.make_ahead() {
                 let mut stock = self.stock.lock();
                 if !stock.stopped {
@@ -309,12 +324,27 @@ impl Pool {
                     self.changed.wait_for(&mut stock, RETRY);
                 }
             }
-            let mut stock = self.stock.lock();
-            while !stock.stopped && stock.ready.len() >= self.spares() {
-                self.changed.wait(&mut stock);
-            }
+        }
+    }
+
+    /// Waits until a file should be made; false once stopped.
+    fn wait_for_need(&self) -> bool {
+        let mut stock = self.stock.lock();
+        loop {
             if stock.stopped {
-                return;
+                return false;
+            }
+            if stock.ready.is_empty() {
+                return true;
+            }
+            if stock.ready.len() >= self.spares() {
+                self.changed.wait(&mut stock);
+                continue;
+            }
+            let before = self.commits.load(Ordering::Relaxed);
+            let quiet = self.changed.wait_for(&mut stock, QUIET).timed_out();
+            if quiet && self.commits.load(Ordering::Relaxed) == before && !stock.stopped {
+                return true;
             }
         }
     }

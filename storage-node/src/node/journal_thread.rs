@@ -145,6 +145,7 @@ impl JournalThread {
             self.metrics.data_bytes.inc_by(body);
             self.metrics.overhead_bytes.inc_by(overhead);
             self.metrics.fsyncs.inc_by(fsyncs);
+            self.shared.pool.note_commit();
             self.shared.advance_durable(self.core.durable());
         }
         self.deliver();
