@@ -19,7 +19,11 @@ pub use command::{Cli, run};
 pub fn main() -> std::process::ExitCode {
     allocator::keep_freed_pages();
     let cli = <Cli as clap::Parser>::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        builder.worker_threads(worker_threads());
+    }
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("forebay: no async runtime: {error}");
@@ -30,4 +34,13 @@ pub fn main() -> std::process::ExitCode {
     // Not waited for: a read of standard input that nobody wants any more may last for ever.
     runtime.shutdown_background();
     code
+}
+
+/// One thread fewer than there are processors: a storage node's journal thread must never wait for
+/// a processor that tasks keep busy, and a task loses less by waiting for another.
+fn worker_threads() -> usize {
+    std::thread::available_parallelism()
+        .map_or(1, std::num::NonZero::get)
+        .saturating_sub(1)
+        .max(1)
 }

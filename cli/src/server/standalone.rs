@@ -29,6 +29,7 @@ impl Default for StandaloneOptions {
         let mut config = Config::default();
         // A laptop should not have to give whole gibibytes before the first record.
         config.storage.journal_file_bytes = ByteSize::mib(256);
+        config.broker.tail_cache_bytes = ByteSize::mib(64);
         Self {
             data_dir: PathBuf::from("forebay-data"),
             grpc_listen: config.listen.grpc,
