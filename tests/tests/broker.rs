@@ -1,4 +1,4 @@
-//! A broker and a storage node in one process, spoken to by the data protocol.
+//! A cluster in one process: brokers and storage nodes, spoken to by the data protocol.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -37,13 +37,15 @@ struct World {
     fronts: Exchange<FrontProtocol>,
     nodes: Exchange<ReplicaProtocol>,
     cluster: cluster::Cluster,
-    node: StorageNode,
+    storage: Vec<StorageNode>,
+    replicas: u8,
     partition: PartitionId,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl World {
-    async fn start() -> Self {
+    /// As many storage nodes as replicas; all but one of three commit, the one of one.
+    async fn start(replicas: u8) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let random: Arc<dyn Random> = Arc::new(OsRandom);
@@ -52,10 +54,11 @@ impl World {
             .await
             .unwrap();
         let store: Arc<dyn MetaStore> = Arc::new(store);
+        let ack_quorum = replicas / 2 + 1;
         let settings = cluster::ClusterSettings {
             cluster_id: None,
-            replicas: 1,
-            ack_quorum: 1,
+            replicas,
+            ack_quorum,
         };
         let cluster = cluster::join(store.as_ref(), &settings, random.as_ref())
             .await
@@ -64,33 +67,53 @@ impl World {
             .await
             .unwrap();
         let partition = topic.partition_ids[0];
-        let wish = record::encode(&PlacementRecord { broker: 1 });
-        store
-            .txn(Txn::new().then(Op::put(keys::wish(partition), wish)))
-            .await
-            .unwrap();
+        wish(store.as_ref(), partition, 1).await;
         let connector = Arc::new(SystemConnector::new(MemNetwork::new()));
         let nodes = Exchange::default();
+        let mut world = Self {
+            store,
+            clock,
+            random,
+            tasks,
+            connector,
+            fronts: Exchange::default(),
+            nodes,
+            cluster,
+            storage: Vec::new(),
+            replicas,
+            partition,
+            folder,
+        };
+        for id in 1..=u32::from(replicas) {
+            let node = world.node(id).await;
+            world.storage.push(node);
+        }
+        world
+    }
+
+    async fn node(&self, id: u32) -> StorageNode {
+        let tasks = self.tasks.group(format!("node {id}"));
+        let name = format!("node-{id}");
         let node_config = NodeConfig {
-            data_dir: folder.path().join("node"),
+            node_id: id,
+            data_dir: self.folder.path().join(&name),
             journal_file_bytes: ByteSize::mib(4),
-            data_address: "mem://node".to_owned(),
-            limbo_is_fatal: true,
+            data_address: format!("mem://{name}"),
             ..NodeConfig::default()
         };
         let environment = Environment {
-            cluster_id: cluster.id.clone(),
-            incarnation: cluster.incarnation,
-            meta: Arc::clone(&store),
-            clock: Arc::clone(&clock),
-            random: Arc::clone(&random),
+            cluster_id: self.cluster.id.clone(),
+            incarnation: self.cluster.incarnation,
+            meta: Arc::clone(&self.store),
+            clock: Arc::clone(&self.clock),
+            random: Arc::clone(&self.random),
             metrics: Metrics::new(),
             readiness: Readiness::new(),
-            tasks: tasks.group("node"),
+            tasks: tasks.clone(),
         };
         let node = StorageNode::start(node_config, environment).await.unwrap();
         let mut listener: Listener<ReplicaProtocol> =
-            Listener::bind("node", None, &connector, &nodes, tasks.clone())
+            Listener::bind(&name, None, &self.connector, &self.nodes, tasks.clone())
                 .await
                 .unwrap();
         let (serving, sessions) = (node.clone(), tasks.clone());
@@ -100,37 +123,25 @@ impl World {
                 sessions.spawn("session", async move { node.serve(link).await });
             }
         });
-        let fronts = Exchange::default();
-        Self {
-            store,
-            clock,
-            random,
-            tasks,
-            connector,
-            fronts,
-            nodes,
-            cluster,
-            node,
-            partition,
-            _folder: folder,
-        }
+        node
     }
 
-    async fn broker(&self) -> (Broker, ClientLink<FrontProtocol>) {
-        let tasks = self.tasks.group("broker");
-        let listener = Listener::bind("broker", None, &self.connector, &self.fronts, tasks.clone())
+    async fn broker(&self, id: u32) -> (Broker, ClientLink<FrontProtocol>) {
+        let name = format!("broker-{id}");
+        let tasks = self.tasks.group(&name);
+        let listener = Listener::bind(&name, None, &self.connector, &self.fronts, tasks.clone())
             .await
             .unwrap();
         let config = BrokerConfig {
-            id: BrokerId(1),
+            id: BrokerId(id),
             zone: String::new(),
-            data_address: "mem://broker".to_owned(),
+            data_address: format!("mem://{name}"),
             control_address: String::new(),
             session_ttl: Duration::from_secs(10),
             tail_cache_bytes: 1 << 20,
             partition: partition::Config {
-                replicas: 1,
-                ack_quorum: 1,
+                replicas: usize::from(self.replicas),
+                ack_quorum: self.replicas / 2 + 1,
                 ..partition::Config::default()
             },
         };
@@ -146,13 +157,13 @@ impl World {
         };
         let broker = Broker::start(config, parts, listener).await.unwrap();
         let dialer: Dialer<FrontProtocol> = Dialer::new(self.connector.clone(), self.fronts.clone(), tasks);
-        let mut link = dialer.dial("mem://broker").await.unwrap();
+        let mut link = dialer.dial(&format!("mem://{name}")).await.unwrap();
         let cluster = self.cluster.id.clone();
         link.tx
             .send(ToBroker::Hello {
                 cluster,
                 peer: "test".to_owned(),
-                broker: BrokerId(1),
+                broker: BrokerId(id),
             })
             .await
             .unwrap();
@@ -161,6 +172,14 @@ impl World {
         };
         (broker, link)
     }
+}
+
+async fn wish(store: &dyn MetaStore, partition: PartitionId, broker: u32) {
+    let wish = record::encode(&PlacementRecord { broker });
+    store
+        .txn(Txn::new().then(Op::put(keys::wish(partition), wish)))
+        .await
+        .unwrap();
 }
 
 fn batch(text: &str) -> Bytes {
@@ -214,8 +233,8 @@ async fn end(link: &mut ClientLink<FrontProtocol>, partition: PartitionId) -> Op
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_appends_answers_and_hands_over_to_its_next_incarnation() {
-    let world = World::start().await;
-    let (broker, mut link) = world.broker().await;
+    let world = World::start(1).await;
+    let (broker, mut link) = world.broker(1).await;
     for number in 0..20 {
         assert_eq!(
             produce(&mut link, world.partition, &format!("record {number}")).await,
@@ -246,11 +265,57 @@ async fn a_broker_appends_answers_and_hands_over_to_its_next_incarnation() {
     broker
         .shutdown(world.clock.as_ref(), Duration::from_secs(5))
         .await;
-    let (broker, mut link) = world.broker().await;
+    let (broker, mut link) = world.broker(1).await;
     assert_eq!(produce(&mut link, world.partition, "after").await, Offset(20));
     assert_eq!(end(&mut link, world.partition).await, Some(Offset(21)));
     broker
         .shutdown(world.clock.as_ref(), Duration::from_secs(5))
         .await;
-    world.node.shutdown().await;
+    world.storage[0].shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_replicas_go_on_with_two_and_another_broker_takes_over_what_was_acknowledged() {
+    let mut world = World::start(3).await;
+    let (first, mut link) = world.broker(1).await;
+    for number in 0..50 {
+        assert_eq!(
+            produce(&mut link, world.partition, &format!("record {number}")).await,
+            Offset(number)
+        );
+    }
+    world.storage.remove(0).kill().await;
+    for number in 50..100 {
+        assert_eq!(
+            produce(&mut link, world.partition, &format!("record {number}")).await,
+            Offset(number)
+        );
+    }
+    // The first broker never hears of it: what it still holds is fenced at the storage nodes.
+    wish(world.store.as_ref(), world.partition, 2).await;
+    let (second, mut other) = world.broker(2).await;
+    for number in 100..150 {
+        assert_eq!(
+            produce(&mut other, world.partition, &format!("record {number}")).await,
+            Offset(number)
+        );
+    }
+    assert_eq!(end(&mut other, world.partition).await, Some(Offset(150)));
+    let late = Produce {
+        request: 7,
+        partition: world.partition,
+        epoch: Epoch(0),
+        acks: Acks::All,
+        deadline_ms: 1_000,
+        batch: batch("too late"),
+    };
+    link.tx.send(ToBroker::Produce(late)).await.unwrap();
+    let Some(FromBroker::Produced { result, .. }) = link.rx.recv().await.unwrap() else {
+        panic!("no answer")
+    };
+    assert!(result.is_err(), "a deposed owner acknowledged: {result:?}");
+    second
+        .shutdown(world.clock.as_ref(), Duration::from_secs(5))
+        .await;
+    first.shutdown(world.clock.as_ref(), Duration::from_secs(5)).await;
 }
