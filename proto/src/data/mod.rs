@@ -9,6 +9,8 @@ pub mod endpoint;
 pub mod front;
 pub mod link;
 pub mod replica;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use wire::{ENVELOPE_LEN, Encoder, MESSAGE_LEN_MAX, WireError};
