@@ -124,7 +124,9 @@ pub(super) async fn start_with(
     routes.add_service(health);
     // Tools in use speak either version of the reflection service.
     let reflection = || {
-        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     routes.add_service(reflection().build_v1().context("reflection")?);
     routes.add_service(reflection().build_v1alpha().context("reflection")?);
