@@ -10,8 +10,9 @@ use forebay_record::state::PartitionState;
 use forebay_record::{Epoch, Offset};
 
 use super::action::{Action, Context, Produce};
-use super::owner::{Echo, Owner, Pending, Phase, Plan, Staged};
+use super::owner::{Echo, Next, Owner, Pending, Phase, Plan, Staged};
 use super::producers::{SequenceError, Verdict};
+use super::writer::Writer;
 
 /// Bytes of batches in one frame before the next is begun.
 const FRAME_BYTES_MAX: u64 = 4 << 20;
@@ -203,12 +204,7 @@ impl Owner {
             return;
         }
         let staged = std::mem::take(&mut self.staged);
-        let Some(writer) = self
-            .next
-            .as_mut()
-            .map(|next| &mut next.writer)
-            .or(self.linked.as_mut())
-        else {
+        let Some(writer) = newest(&mut self.next, &mut self.linked) else {
             return self.release("batches were staged without a segment".to_owned(), ctx);
         };
         let mut payload = Vec::with_capacity(staged.len() * 2);
@@ -237,12 +233,7 @@ impl Owner {
     /// Writes a state frame where enough was written since the last, in proportion to its size.
     fn checkpoint(&mut self, ctx: &mut Context<'_>) {
         let state_len = self.producers.count() as u64 * 64;
-        let Some(writer) = self
-            .next
-            .as_mut()
-            .map(|next| &mut next.writer)
-            .or(self.linked.as_mut())
-        else {
+        let Some(writer) = newest(&mut self.next, &mut self.linked) else {
             return;
         };
         if writer.bytes_since_state < STATE_BYTES_MIN.max(16 * state_len)
@@ -276,6 +267,11 @@ impl Owner {
     pub(super) fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
+}
+
+/// The segment that new frames go to: the one being prepared, else the open one.
+fn newest<'a>(next: &'a mut Option<Next>, linked: &'a mut Option<Writer>) -> Option<&'a mut Writer> {
+    next.as_mut().map(|next| &mut next.writer).or(linked.as_mut())
 }
 
 /// What became of a batch.
