@@ -8,6 +8,7 @@ mod crc;
 pub mod frame;
 mod ids;
 mod murmur2;
+pub mod producers;
 pub mod state;
 
 pub use crc::{Crc32c, crc32c};

@@ -636,7 +636,11 @@ impl Driver {
                     self.on_lookup(question, result);
                 }
             }
-            FromNode::Welcome { .. } | FromNode::Refused(_) | FromNode::Read { .. } => {
+            FromNode::Welcome { .. }
+            | FromNode::Refused(_)
+            | FromNode::Read { .. }
+            | FromNode::Uploaded { .. }
+            | FromNode::Urge(_) => {
                 tracing::warn!(%node, "storage node sent what nobody asked for");
             }
         }

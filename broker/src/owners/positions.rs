@@ -257,6 +257,8 @@ impl Driver {
             epoch: record.epoch,
             log_start: record.log_start,
             high_watermark,
+            manifest: None,
+            runs: Vec::new(),
             segments: plan_segments(record, from, high_watermark),
         })
     }

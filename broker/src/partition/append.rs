@@ -11,8 +11,8 @@ use forebay_record::{Epoch, Offset};
 
 use super::action::{Action, Context, Produce};
 use super::owner::{Echo, Next, Owner, Pending, Phase, Plan, Staged};
-use super::producers::{SequenceError, Verdict};
 use super::writer::Writer;
+use forebay_record::producers::{SequenceError, Verdict};
 
 /// Bytes of batches in one frame before the next is begun.
 const FRAME_BYTES_MAX: u64 = 4 << 20;

@@ -13,7 +13,6 @@ mod commit;
 mod leave;
 mod owner;
 mod placement;
-mod producers;
 mod tail;
 mod takeover;
 #[cfg(test)]

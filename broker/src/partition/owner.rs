@@ -15,10 +15,10 @@ use forebay_proto::data::front::Acks;
 use forebay_record::{BrokerId, Epoch, NodeId, Offset, SessionId};
 
 use super::action::{Context, Produce, Ticket};
-use super::producers::Producers;
 use super::tail::Tail;
 use super::takeover::Recovery;
 use super::writer::Writer;
+use forebay_record::producers::Producers;
 
 /// How partitions are written.
 #[derive(Debug, Clone)]

@@ -28,7 +28,7 @@ use forebay_record::{NodeId, Offset, SegmentId};
 use super::action::{Action, Context};
 use super::change::carry;
 use super::owner::{Owner, Phase, Plan};
-use super::producers::Producers;
+use forebay_record::producers::Producers;
 
 /// A silent node is asked again after this long.
 const RETRY_MS: u64 = 500;

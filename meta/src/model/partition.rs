@@ -46,6 +46,8 @@ impl Segment {
 /// Where the immutable manifest of the offloaded past is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestRef {
+    /// Name of its root object.
+    pub object: String,
     /// Counts its versions.
     pub generation: u64,
     /// End of what it covers, exclusive.
@@ -71,6 +73,8 @@ pub struct Run {
     pub len: u64,
     /// CRC-32C of the run.
     pub crc32c: u32,
+    /// Largest timestamp of its records, milliseconds since 1970; what retention by time goes by.
+    pub max_timestamp_ms: i64,
 }
 
 /// Offsets declared lost or skipped.

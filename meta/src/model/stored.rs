@@ -34,6 +34,7 @@ impl From<&Partition> for stored::PartitionRecord {
             last_seq: partition.last_seq,
             log_start: partition.log_start.0,
             manifest: partition.manifest.as_ref().map(|manifest| stored::Manifest {
+                object: manifest.object.clone(),
                 generation: manifest.generation,
                 end: manifest.end.0,
                 len: manifest.len,
@@ -49,6 +50,7 @@ impl From<&Partition> for stored::PartitionRecord {
                     position: run.position,
                     len: run.len,
                     crc32c: run.crc32c,
+                    max_timestamp_ms: run.max_timestamp_ms,
                 })
                 .collect(),
             chain: partition.chain.iter().map(stored::SegmentRecord::from).collect(),
@@ -157,6 +159,7 @@ impl TryFrom<stored::PartitionRecord> for Partition {
             last_seq: stored.last_seq,
             log_start: Offset(stored.log_start),
             manifest: stored.manifest.map(|manifest| ManifestRef {
+                object: manifest.object,
                 generation: manifest.generation,
                 end: Offset(manifest.end),
                 len: manifest.len,
@@ -172,6 +175,7 @@ impl TryFrom<stored::PartitionRecord> for Partition {
                     position: run.position,
                     len: run.len,
                     crc32c: run.crc32c,
+                    max_timestamp_ms: run.max_timestamp_ms,
                 })
                 .collect(),
             chain,

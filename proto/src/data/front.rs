@@ -96,6 +96,40 @@ pub struct PlanSegment {
     pub replicas: Vec<(NodeId, Generation)>,
 }
 
+/// A range of a partition in one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanRun {
+    /// First offset.
+    pub base: Offset,
+    /// End, exclusive.
+    pub end: Offset,
+    /// The object's name.
+    pub object: String,
+    /// Where the run starts in the object.
+    pub position: u64,
+    /// Bytes of the run.
+    pub len: u64,
+    /// CRC-32C of the run.
+    pub crc32c: u32,
+    /// Largest timestamp of its records, milliseconds since 1970.
+    pub max_timestamp_ms: i64,
+}
+
+/// Where the runs before those of a plan are listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanManifest {
+    /// The root object's name.
+    pub object: String,
+    /// Counts its versions.
+    pub generation: u64,
+    /// End of what it covers, exclusive.
+    pub end: Offset,
+    /// Bytes of the root object.
+    pub len: u64,
+    /// CRC-32C of the root object.
+    pub crc32c: u32,
+}
+
 /// How to read a partition around its owner (I13, I14).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadPlan {
@@ -105,7 +139,11 @@ pub struct ReadPlan {
     pub log_start: Offset,
     /// First offset not committed.
     pub high_watermark: Offset,
-    /// Segments in order, contiguous.
+    /// The oldest part, where the offset asked for lies in it or before the runs.
+    pub manifest: Option<PlanManifest>,
+    /// Offloaded ranges after the manifest, in order.
+    pub runs: Vec<PlanRun>,
+    /// Segments after those, in order, contiguous.
     pub segments: Vec<PlanSegment>,
 }
 
@@ -402,7 +440,25 @@ fn put_plan(out: &mut Encoder, plan: &ReadPlan) {
     out.u32(plan.epoch.0)
         .u64(plan.log_start.0)
         .u64(plan.high_watermark.0)
-        .len(plan.segments.len());
+        .u8(u8::from(plan.manifest.is_some()));
+    if let Some(manifest) = &plan.manifest {
+        out.prefixed(manifest.object.as_bytes())
+            .u64(manifest.generation)
+            .u64(manifest.end.0)
+            .u64(manifest.len)
+            .u32(manifest.crc32c);
+    }
+    out.len(plan.runs.len());
+    for run in &plan.runs {
+        out.u64(run.base.0)
+            .u64(run.end.0)
+            .prefixed(run.object.as_bytes())
+            .u64(run.position)
+            .u64(run.len)
+            .u32(run.crc32c)
+            .i64(run.max_timestamp_ms);
+    }
+    out.len(plan.segments.len());
     for one in &plan.segments {
         out.u64(one.segment.partition.0)
             .u32(one.segment.epoch.0)
@@ -534,8 +590,33 @@ fn plan(r: &mut Reader) -> Result<ReadPlan, WireError> {
         epoch: Epoch(r.u32("epoch")?),
         log_start: Offset(r.u64("log start")?),
         high_watermark: Offset(r.u64("high watermark")?),
+        manifest: None,
+        runs: Vec::new(),
         segments: Vec::new(),
     };
+    plan.manifest = match r.u8("manifest")? {
+        0 => None,
+        1 => Some(PlanManifest {
+            object: r.string("object")?,
+            generation: r.u64("generation")?,
+            end: Offset(r.u64("end")?),
+            len: r.u64("length")?,
+            crc32c: r.u32("checksum")?,
+        }),
+        other => return Err(r.value("manifest", u64::from(other))),
+    };
+    let count = r.count(48, "runs")?;
+    for _ in 0..count {
+        plan.runs.push(PlanRun {
+            base: Offset(r.u64("base")?),
+            end: Offset(r.u64("end")?),
+            object: r.string("object")?,
+            position: r.u64("position")?,
+            len: r.u64("length")?,
+            crc32c: r.u32("checksum")?,
+            max_timestamp_ms: r.i64("timestamp")?,
+        });
+    }
     let count = r.count(37, "segments")?;
     for _ in 0..count {
         let segment = SegmentId {

@@ -6,7 +6,8 @@
 
 use bytes::Bytes;
 use forebay_record::frame::{ChainHash, Frame, FrameHeader, HEADER_LEN};
-use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, Token};
+use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
+use uuid::Uuid;
 
 use super::Message;
 use super::wire::{Encoder, Reader, WireError};
@@ -102,6 +103,8 @@ pub enum NodeFailure {
     Failed,
     /// Too many requests wait.
     Overloaded,
+    /// The object store did not take it, or there is none; the node's log says why.
+    ObjectStore,
 }
 
 /// What a reader may see of a segment.
@@ -142,6 +145,44 @@ pub struct HeadersRequest {
     pub generation: Generation,
     /// Nothing at or after this offset.
     pub until: Offset,
+}
+
+/// Copies a sealed segment into the object store. The node has no say over metadata: it writes
+/// the object that it is told to write, and what came of it is verified and committed by the owner
+/// who asked (I19).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadRequest {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Generation that the segment's record names for this node.
+    pub generation: Generation,
+    /// Its base.
+    pub base: Offset,
+    /// Its sealed end: nothing at or beyond it is copied (I14).
+    pub until: Offset,
+    /// The partition's topic.
+    pub topic: Uuid,
+    /// Session of the owner who asks, kept in the object.
+    pub session: SessionId,
+    /// The object's name, never used before.
+    pub object: String,
+}
+
+/// The object that a node wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uploaded {
+    /// Bytes of the object.
+    pub object_len: u64,
+    /// Where the run of batches starts.
+    pub position: u64,
+    /// Bytes of the run.
+    pub len: u64,
+    /// CRC-32C of the run.
+    pub crc32c: u32,
+    /// Largest timestamp of its records, milliseconds since 1970.
+    pub max_timestamp_ms: i64,
+    /// CRC-32C of the footer.
+    pub footer_crc32c: u32,
 }
 
 /// One request-or-append message to a node.
@@ -201,6 +242,13 @@ pub enum ToNode {
         request: u64,
         /// Segments with the generations that their records name for this node.
         items: Vec<(SegmentId, Generation)>,
+    },
+    /// Asks for a copy in the object store.
+    Upload {
+        /// Echoed in the answer.
+        request: u64,
+        /// What.
+        upload: UploadRequest,
     },
 }
 
@@ -300,6 +348,16 @@ pub enum FromNode {
         /// In the order asked; false where closed or of another generation.
         open: Vec<bool>,
     },
+    /// A segment was copied into the object store, or not.
+    Uploaded {
+        /// Of the request.
+        request: u64,
+        /// The object.
+        result: Result<Uploaded, NodeFailure>,
+    },
+    /// The disk fills up, and these segments hold the oldest files: whoever owns them should seal
+    /// what is open and offload. Sent unasked, repeated while it lasts.
+    Urge(Vec<SegmentId>),
 }
 
 fn put_segment(out: &mut Encoder, segment: SegmentId) {
@@ -427,6 +485,18 @@ impl Message for ToNode {
                 }
                 out
             }
+            Self::Upload { request, upload } => {
+                let mut out = Encoder::new(10, *request);
+                put_segment(&mut out, upload.segment);
+                out.u32(upload.generation.0)
+                    .u64(upload.base.0)
+                    .u64(upload.until.0)
+                    .u64(upload.topic.as_u64_pair().0)
+                    .u64(upload.topic.as_u64_pair().1)
+                    .u64(upload.session.0)
+                    .prefixed(upload.object.as_bytes());
+                out
+            }
         }
     }
 
@@ -486,11 +556,38 @@ impl Message for ToNode {
                     Ok((segment(r)?, Generation(r.u32("generation")?)))
                 })?,
             },
+            10 => Self::Upload {
+                request: id,
+                upload: upload(reader_ref)?,
+            },
             other => return Err(WireError::Kind(other)),
         };
         reader.finish()?;
         Ok(message)
     }
+}
+
+fn upload(reader: &mut Reader) -> Result<UploadRequest, WireError> {
+    Ok(UploadRequest {
+        segment: segment(reader)?,
+        generation: Generation(reader.u32("generation")?),
+        base: Offset(reader.u64("base")?),
+        until: Offset(reader.u64("until")?),
+        topic: Uuid::from_u64_pair(reader.u64("topic")?, reader.u64("topic")?),
+        session: SessionId(reader.u64("session")?),
+        object: reader.string("object")?,
+    })
+}
+
+fn uploaded(reader: &mut Reader) -> Result<Uploaded, WireError> {
+    Ok(Uploaded {
+        object_len: reader.u64("object length")?,
+        position: reader.u64("position")?,
+        len: reader.u64("length")?,
+        crc32c: reader.u32("checksum")?,
+        max_timestamp_ms: reader.i64("timestamp")?,
+        footer_crc32c: reader.u32("footer checksum")?,
+    })
 }
 
 fn items<T>(
@@ -580,6 +677,7 @@ fn put_result<T>(out: &mut Encoder, result: &Result<T, NodeFailure>) {
         Err(NodeFailure::Corrupt) => (4, 0),
         Err(NodeFailure::Failed) => (5, 0),
         Err(NodeFailure::Overloaded) => (6, 0),
+        Err(NodeFailure::ObjectStore) => (7, 0),
     };
     out.u8(number).u64(detail);
 }
@@ -601,6 +699,7 @@ fn result<T>(
         4 => NodeFailure::Corrupt,
         5 => NodeFailure::Failed,
         6 => NodeFailure::Overloaded,
+        7 => NodeFailure::ObjectStore,
         other => return Err(reader.value("result", u64::from(other))),
     }))
 }
@@ -706,6 +805,27 @@ impl Message for FromNode {
                 }
                 out
             }
+            Self::Uploaded { request, result } => {
+                let mut out = Encoder::new(75, *request);
+                put_result(&mut out, result);
+                if let Ok(uploaded) = result {
+                    out.u64(uploaded.object_len)
+                        .u64(uploaded.position)
+                        .u64(uploaded.len)
+                        .u32(uploaded.crc32c)
+                        .i64(uploaded.max_timestamp_ms)
+                        .u32(uploaded.footer_crc32c);
+                }
+                out
+            }
+            Self::Urge(segments) => {
+                let mut out = Encoder::new(76, 0);
+                out.len(segments.len());
+                for segment in segments {
+                    put_segment(&mut out, *segment);
+                }
+                out
+            }
         }
     }
 
@@ -759,6 +879,11 @@ impl Message for FromNode {
                 request: id,
                 open: items(r, 1, |r| flag(r, "open"))?,
             },
+            75 => Self::Uploaded {
+                request: id,
+                result: result(r, uploaded)?,
+            },
+            76 => Self::Urge(items(r, 16, segment)?),
             other => return Err(WireError::Kind(other)),
         };
         reader.finish()?;

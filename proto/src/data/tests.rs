@@ -8,13 +8,18 @@
 
 use bytes::{Bytes, BytesMut};
 use forebay_record::frame::{ChainHash, Frame, FrameKind, FrameSpec};
-use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, Token};
+use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt;
 
-use super::front::{Acks, Fetched, FromBroker, PlanSegment, Produce, ReadPlan, ToBroker};
+use super::front::{
+    Acks, Fetched, FromBroker, PlanManifest, PlanRun, PlanSegment, Produce, ReadPlan, ToBroker,
+};
 use super::link::{self, LinkError};
-use super::replica::{Ack, FenceItem, FencedState, FromNode, Headers, Hello, NodeFailure, Refusal, ToNode};
+use super::replica::{
+    Ack, FenceItem, FencedState, FromNode, Headers, Hello, NodeFailure, Refusal, ToNode, UploadRequest,
+    Uploaded,
+};
 use super::{ENVELOPE_LEN, MESSAGE_LEN_MAX, Message, WireError};
 use crate::error::Failure;
 use crate::v1::ErrorCode;
@@ -83,6 +88,18 @@ fn to_node(payload: Vec<u8>) -> Vec<ToNode> {
             request: 9,
             items: vec![(segment(), Generation(1))],
         },
+        ToNode::Upload {
+            request: 10,
+            upload: UploadRequest {
+                segment: segment(),
+                generation: Generation(1),
+                base: Offset(10),
+                until: Offset(12),
+                topic: uuid::Uuid::from_u128(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
+                session: SessionId(77),
+                object: "d/3f/0000000000000012/000000000000004d-9".into(),
+            },
+        },
     ]
 }
 
@@ -143,6 +160,22 @@ fn from_node(payload: Vec<u8>) -> Vec<FromNode> {
             request: 6,
             open: vec![true, false],
         },
+        FromNode::Uploaded {
+            request: 7,
+            result: Ok(Uploaded {
+                object_len: 1 << 33,
+                position: 0,
+                len: 99,
+                crc32c: 5,
+                max_timestamp_ms: -1,
+                footer_crc32c: 6,
+            }),
+        },
+        FromNode::Uploaded {
+            request: 8,
+            result: Err(NodeFailure::ObjectStore),
+        },
+        FromNode::Urge(vec![segment(), segment()]),
     ]
 }
 
@@ -170,6 +203,22 @@ fn from_broker(payload: Vec<u8>) -> Vec<FromBroker> {
         epoch: Epoch(2),
         log_start: Offset(1),
         high_watermark: Offset(9),
+        manifest: Some(PlanManifest {
+            object: "m/00/1/2-3".into(),
+            generation: 4,
+            end: Offset(1),
+            len: 5,
+            crc32c: 6,
+        }),
+        runs: vec![PlanRun {
+            base: Offset(1),
+            end: Offset(3),
+            object: "d/00/1/2-3".into(),
+            position: 7,
+            len: 8,
+            crc32c: 9,
+            max_timestamp_ms: 10,
+        }],
         segments: vec![planned],
     };
     vec![

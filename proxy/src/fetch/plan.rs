@@ -72,7 +72,9 @@ pub(crate) const fn after(failure: NodeFailure) -> Next {
     match failure {
         NodeFailure::WrongGeneration(_) | NodeFailure::NotFound => Next::Replan,
         NodeFailure::Corrupt => Next::Damaged,
-        NodeFailure::Behind(_) | NodeFailure::Failed | NodeFailure::Overloaded => Next::Elsewhere,
+        NodeFailure::Behind(_) | NodeFailure::Failed | NodeFailure::Overloaded | NodeFailure::ObjectStore => {
+            Next::Elsewhere
+        }
     }
 }
 
@@ -117,6 +119,8 @@ mod tests {
             epoch: Epoch(1),
             log_start: Offset(log_start),
             high_watermark: Offset(99),
+            manifest: None,
+            runs: Vec::new(),
             segments,
         }
     }

@@ -35,11 +35,13 @@ impl Speaks for ReplicaProtocol {
             | FromNode::Frames { request, .. }
             | FromNode::Headers { request, .. }
             | FromNode::Lookup { request, .. }
-            | FromNode::Confirm { request, .. } => Some(*request),
+            | FromNode::Confirm { request, .. }
+            | FromNode::Uploaded { request, .. } => Some(*request),
             FromNode::Welcome { .. }
             | FromNode::Refused(_)
             | FromNode::Acks { .. }
-            | FromNode::NotTaken { .. } => None,
+            | FromNode::NotTaken { .. }
+            | FromNode::Urge(_) => None,
         }
     }
 

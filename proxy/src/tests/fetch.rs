@@ -247,6 +247,8 @@ fn plan(segments: Vec<PlanSegment>) -> ReadPlan {
         epoch: Epoch(1),
         log_start: Offset(0),
         high_watermark: Offset(100),
+        manifest: None,
+        runs: Vec::new(),
         segments,
     }
 }

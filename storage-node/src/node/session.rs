@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_proto::data::link::{Link, LinkError, LinkReceiver, LinkSender};
-use forebay_proto::data::replica::{FromNode, Hello, Refusal, ToNode};
+use forebay_proto::data::replica::{FromNode, Hello, NodeFailure, Refusal, ToNode};
 use forebay_runtime::clock::{Clock, timeout};
 
 use super::outbox::Outbox;
@@ -156,6 +156,13 @@ impl Session {
                 } => {
                     self.submit(Job::Lookup(read, timestamp_ms), request, outbox)
                         .await;
+                    continue;
+                }
+                ToNode::Upload { request, upload } => {
+                    tracing::warn!(segment = %upload.segment, "asked to upload without an object store");
+                    let result = Err(NodeFailure::ObjectStore);
+                    outbox.push(FromNode::Uploaded { request, result }, None);
+                    outbox.has_room().await;
                     continue;
                 }
                 ToNode::Frames { request, frames } => {

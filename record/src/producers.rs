@@ -8,9 +8,9 @@
 
 use std::collections::HashMap;
 
-use forebay_record::batch::{Header, sequence_after};
-use forebay_record::state::{PRODUCER_BATCHES_MAX, PRODUCERS_MAX, ProducerBatch, ProducerEntry};
-use forebay_record::{Offset, ProducerId};
+use crate::batch::{Header, sequence_after};
+use crate::state::{PRODUCER_BATCHES_MAX, PRODUCERS_MAX, ProducerBatch, ProducerEntry};
+use crate::{Offset, ProducerId};
 
 /// What a batch is to the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
