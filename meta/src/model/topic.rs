@@ -26,7 +26,22 @@ pub enum TopicConfigError {
 const BATCH_BYTES: &str = "max.message.bytes";
 const SEGMENT_BYTES: &str = "segment.bytes";
 const SEGMENT_MS: &str = "segment.ms";
-const KEYS: [&str; 3] = [BATCH_BYTES, SEGMENT_BYTES, SEGMENT_MS];
+const RETENTION_BYTES: &str = "retention.bytes";
+const RETENTION_MS: &str = "retention.ms";
+const OFFLOAD: &str = "forebay.offload";
+const KEYS: [&str; 6] = [
+    OFFLOAD,
+    BATCH_BYTES,
+    RETENTION_BYTES,
+    RETENTION_MS,
+    SEGMENT_BYTES,
+    SEGMENT_MS,
+];
+
+/// What Kafka writes for a retention without a limit.
+const UNLIMITED: &str = "-1";
+/// Kafka's numbers are signed.
+const RETENTION_LIMIT: u64 = i64::MAX as u64;
 
 /// What can be set on a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +52,14 @@ pub struct TopicConfig {
     pub segment_bytes: u64,
     /// Milliseconds after which a segment that holds something is rolled (`segment.ms`).
     pub segment_ms: u64,
+    /// Age in milliseconds after which records may be removed; none keeps them for ever
+    /// (`retention.ms`, -1 for none).
+    pub retention_ms: Option<u64>,
+    /// Bytes of one partition beyond which its oldest records may be removed; none sets no bound
+    /// (`retention.bytes`, -1 for none).
+    pub retention_bytes: Option<u64>,
+    /// Whether sealed segments go to the object store, where there is one (`forebay.offload`).
+    pub offload: bool,
 }
 
 impl Default for TopicConfig {
@@ -45,6 +68,9 @@ impl Default for TopicConfig {
             batch_bytes_max: 8 << 20,
             segment_bytes: 256 << 20,
             segment_ms: 600_000,
+            retention_ms: Some(7 * 86_400_000),
+            retention_bytes: None,
+            offload: true,
         }
     }
 }
@@ -66,7 +92,49 @@ fn number(key: &'static str, value: &str, min: u64, max: u64) -> Result<u64, Top
     }
 }
 
+/// A number that Kafka writes as -1 where there is no limit.
+fn limit(key: &'static str, value: &str) -> Result<Option<u64>, TopicConfigError> {
+    if value.trim() == UNLIMITED {
+        return Ok(None);
+    }
+    match number(key, value, 0, RETENTION_LIMIT) {
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Err(TopicConfigError::Value {
+            key,
+            value: value.to_owned(),
+            why: format!("a whole number from 0 to {RETENTION_LIMIT} is expected, or -1 for no limit"),
+        }),
+    }
+}
+
+fn switch(key: &'static str, value: &str) -> Result<bool, TopicConfigError> {
+    match value.trim() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(TopicConfigError::Value {
+            key,
+            value: value.to_owned(),
+            why: "true or false is expected".to_owned(),
+        }),
+    }
+}
+
 impl TopicConfig {
+    /// Every key with its value, in the order of the keys, as [`TopicConfig::parse`] reads them.
+    #[must_use]
+    pub fn entries(&self) -> BTreeMap<&'static str, String> {
+        let limit =
+            |limit: Option<u64>| limit.map_or_else(|| UNLIMITED.to_owned(), |limit| limit.to_string());
+        BTreeMap::from([
+            (BATCH_BYTES, self.batch_bytes_max.to_string()),
+            (SEGMENT_BYTES, self.segment_bytes.to_string()),
+            (SEGMENT_MS, self.segment_ms.to_string()),
+            (RETENTION_BYTES, limit(self.retention_bytes)),
+            (RETENTION_MS, limit(self.retention_ms)),
+            (OFFLOAD, self.offload.to_string()),
+        ])
+    }
+
     /// Reads a topic's stored or given configuration; what is not set has its default.
     ///
     /// # Errors
@@ -81,6 +149,9 @@ impl TopicConfig {
                 }
                 SEGMENT_BYTES => config.segment_bytes = number(SEGMENT_BYTES, value, 1 << 20, 16 << 30)?,
                 SEGMENT_MS => config.segment_ms = number(SEGMENT_MS, value, 1_000, 7 * 86_400_000)?,
+                RETENTION_BYTES => config.retention_bytes = limit(RETENTION_BYTES, value)?,
+                RETENTION_MS => config.retention_ms = limit(RETENTION_MS, value)?,
+                OFFLOAD => config.offload = switch(OFFLOAD, value)?,
                 other => return Err(TopicConfigError::Unknown(other.to_owned())),
             }
         }
@@ -118,5 +189,50 @@ mod tests {
                 .to_string()
                 .contains("between")
         );
+    }
+
+    #[test]
+    fn retention_and_offload_have_kafkas_defaults_and_its_way_to_say_unlimited() {
+        let default = TopicConfig::default();
+        assert_eq!(
+            (default.retention_ms, default.retention_bytes),
+            (Some(604_800_000), None)
+        );
+        assert!(default.offload);
+        assert_eq!(parse("retention.ms", "-1").unwrap().retention_ms, None);
+        assert_eq!(parse("retention.ms", "0").unwrap().retention_ms, Some(0));
+        assert_eq!(
+            parse("retention.bytes", "1000").unwrap().retention_bytes,
+            Some(1_000)
+        );
+        assert!(!parse("forebay.offload", "false").unwrap().offload);
+        for (key, value) in [
+            ("retention.ms", "-2"),
+            ("retention.ms", "9223372036854775808"),
+            ("retention.bytes", "1GiB"),
+            ("forebay.offload", "yes"),
+        ] {
+            let message = parse(key, value).unwrap_err().to_string();
+            assert!(message.contains(key) && message.contains(value), "{message}");
+        }
+    }
+
+    #[test]
+    fn entries_name_every_key_and_are_read_back_as_they_are() {
+        let config = TopicConfig {
+            batch_bytes_max: 1 << 20,
+            segment_bytes: 1 << 21,
+            segment_ms: 5_000,
+            retention_ms: None,
+            retention_bytes: Some(7),
+            offload: false,
+        };
+        let entries = config.entries();
+        assert!(entries.keys().eq(KEYS.iter()), "{entries:?}");
+        let given = entries
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect();
+        assert_eq!(TopicConfig::parse(&given).unwrap(), config);
     }
 }
