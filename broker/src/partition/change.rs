@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use forebay_meta::model::{CHAIN_MAX, Partition, Segment};
+use forebay_meta::model::{CHAIN_MAX, Partition, Sealed, Segment};
 use forebay_record::frame::{Frame, FrameKind};
 use forebay_record::state::{OpenPayload, PartitionState};
 use forebay_record::{Offset, SegmentId, Token};
@@ -52,7 +52,8 @@ impl Owner {
                 self.record.open_first(segment, ctx.nonce)
             }
             Plan::Roll { end } | Plan::Change { end } | Plan::Takeover { end } => {
-                self.record.seal(end, bytes, Some(segment), ctx.nonce)
+                self.record
+                    .seal(end, sealed(bytes, ctx), Some(segment), ctx.nonce)
             }
         };
         self.submit(changed, ctx);
@@ -262,6 +263,7 @@ impl Owner {
             ack_quorum: self.config.ack_quorum,
             replicas: replicas.clone(),
             bytes: 0,
+            sealed_ms: 0,
         };
         let open = OpenPayload {
             base,
@@ -298,6 +300,14 @@ impl Owner {
         self.next = Some(Next { writer, plan });
         self.store(ctx);
         true
+    }
+}
+
+/// What is known of a segment that is sealed now.
+pub(super) const fn sealed(bytes: u64, ctx: &Context<'_>) -> Sealed {
+    Sealed {
+        bytes,
+        at_ms: ctx.wall_ms,
     }
 }
 

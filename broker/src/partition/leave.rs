@@ -8,6 +8,7 @@ use forebay_proto::v1::ErrorCode;
 use forebay_record::batch::Header;
 
 use super::action::{Action, Context};
+use super::change::sealed;
 use super::owner::{Owner, Phase};
 
 impl Owner {
@@ -128,7 +129,9 @@ impl Owner {
         match &self.linked {
             None => self.release("resigned".to_owned(), ctx),
             Some(writer) if writer.committed == self.tail => {
-                let sealed = self.record.seal(writer.committed, writer.bytes, None, ctx.nonce);
+                let sealed = self
+                    .record
+                    .seal(writer.committed, sealed(writer.bytes, ctx), None, ctx.nonce);
                 self.submit(sealed, ctx);
             }
             Some(_) => {}

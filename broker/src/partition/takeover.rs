@@ -26,7 +26,7 @@ use forebay_record::state::{OpenPayload, PartitionState};
 use forebay_record::{NodeId, Offset, SegmentId};
 
 use super::action::{Action, Context};
-use super::change::carry;
+use super::change::{carry, sealed};
 use super::owner::{Owner, Phase, Plan};
 use forebay_record::producers::Producers;
 
@@ -433,7 +433,7 @@ impl Owner {
     /// Seals what was taken over without opening anything; nothing open needs no change at all.
     pub(super) fn seal_recovered(&mut self, ctx: &mut Context<'_>) {
         if self.record.open().is_some() {
-            let sealed = self.record.seal(self.tail, 0, None, ctx.nonce);
+            let sealed = self.record.seal(self.tail, sealed(0, ctx), None, ctx.nonce);
             return self.submit(sealed, ctx);
         }
         self.phase = Phase::Serving;

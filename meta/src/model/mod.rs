@@ -7,5 +7,5 @@ mod partition;
 mod stored;
 mod topic;
 
-pub use partition::{CHAIN_MAX, Gap, ManifestRef, Partition, Refused, Run, Segment};
+pub use partition::{CHAIN_MAX, Gap, ManifestRef, Partition, RECENT_MAX, Refused, Run, Sealed, Segment};
 pub use topic::{TopicConfig, TopicConfigError};

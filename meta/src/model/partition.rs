@@ -5,6 +5,8 @@ use uuid::Uuid;
 
 /// Segments in a chain before planned rolls are held back.
 pub const CHAIN_MAX: usize = 16;
+/// Offloaded ranges that a record lists before they must be folded into the manifest.
+pub const RECENT_MAX: usize = 16;
 
 /// One segment of the chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +23,11 @@ pub struct Segment {
     pub ack_quorum: u8,
     /// The replica set; fixed while the segment is open (I2).
     pub replicas: Vec<(NodeId, Generation)>,
-    /// Bytes of frames when it was sealed.
+    /// Bytes of frames when it was sealed; 0 where its last owner did not seal it itself.
     pub bytes: u64,
+    /// When it was sealed, milliseconds since 1970 on its owner's clock; 0 while open. Only
+    /// retention without an object store goes by it.
+    pub sealed_ms: i64,
 }
 
 impl Segment {
@@ -41,6 +46,15 @@ impl Segment {
             .find(|(id, _)| *id == node)
             .map(|(_, generation)| *generation)
     }
+}
+
+/// What is known of a segment when it is sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sealed {
+    /// Bytes of its frames, 0 where unknown.
+    pub bytes: u64,
+    /// Milliseconds since 1970 on the owner's clock.
+    pub at_ms: i64,
 }
 
 /// Where the immutable manifest of the offloaded past is.
@@ -155,6 +169,18 @@ pub enum Refused {
     /// The epochs are used up.
     #[error("{0} has no epochs left")]
     Epochs(PartitionId),
+    /// The offloaded past does not fit what the record says.
+    #[error("the offloaded past of {partition} cannot change: {what} is {found}, {expected} expected")]
+    Past {
+        /// The partition.
+        partition: PartitionId,
+        /// Which property.
+        what: &'static str,
+        /// As given.
+        found: u64,
+        /// As needed.
+        expected: u64,
+    },
 }
 
 impl Partition {
@@ -234,7 +260,13 @@ impl Partition {
     ///
     /// # Errors
     /// Where no segment is open, the end lies before its base, or `follow` does not continue it.
-    pub fn seal(&self, end: Offset, bytes: u64, follow: Option<Segment>, op: u64) -> Result<Self, Refused> {
+    pub fn seal(
+        &self,
+        end: Offset,
+        sealed: Sealed,
+        follow: Option<Segment>,
+        op: u64,
+    ) -> Result<Self, Refused> {
         self.alive()?;
         let mut next = Self { op, ..self.clone() };
         let Some(open) = next.chain.last_mut().filter(|segment| segment.end.is_none()) else {
@@ -248,13 +280,115 @@ impl Partition {
             });
         }
         open.end = Some(end);
-        open.bytes = bytes;
+        open.bytes = sealed.bytes;
+        open.sealed_ms = sealed.at_ms;
         if end == open.base {
             next.chain.pop();
         }
         if let Some(segment) = follow {
             next.link_at(segment, end)?;
         }
+        Ok(next)
+    }
+
+    /// Moves the oldest segment of the chain into the object store (T5): from here on its replicas
+    /// may forget it. The object must have been verified (I19).
+    ///
+    /// # Errors
+    /// Where the segment is not the oldest, not sealed, or the run is not exactly its range; where
+    /// [`RECENT_MAX`] ranges are listed already.
+    pub fn offload(&self, segment: SegmentId, run: Run, op: u64) -> Result<Self, Refused> {
+        self.alive()?;
+        let refuse = |what, found, expected| {
+            Err(Refused::Past {
+                partition: self.id,
+                what,
+                found,
+                expected,
+            })
+        };
+        let Some(oldest) = self.chain.first().filter(|oldest| oldest.id == segment) else {
+            return Err(Refused::Open(self.id, "another oldest segment"));
+        };
+        let Some(end) = oldest.end else {
+            return Err(Refused::Open(self.id, "that segment open"));
+        };
+        if run.base != oldest.base {
+            return refuse("base of the run", run.base.0, oldest.base.0);
+        }
+        if run.end != end {
+            return refuse("end of the run", run.end.0, end.0);
+        }
+        if self.recent.len() >= RECENT_MAX {
+            return refuse(
+                "number of ranges",
+                self.recent.len() as u64,
+                RECENT_MAX as u64 - 1,
+            );
+        }
+        let mut next = Self { op, ..self.clone() };
+        next.chain.remove(0);
+        if run.end > self.log_start {
+            next.recent.push(run);
+        }
+        Ok(next)
+    }
+
+    /// Takes a new manifest and a new log start (T6, T7): ranges that the manifest covers leave the
+    /// record, and so does all that ends at or below the log start. The manifest must have been
+    /// written and read back.
+    ///
+    /// # Errors
+    /// Where the manifest is older than the record's, ends inside a range or beyond them all, or
+    /// the log start falls or lies beyond the sealed end.
+    pub fn fold(&self, manifest: Option<ManifestRef>, log_start: Offset, op: u64) -> Result<Self, Refused> {
+        self.alive()?;
+        let refuse = |what, found, expected| {
+            Err(Refused::Past {
+                partition: self.id,
+                what,
+                found,
+                expected,
+            })
+        };
+        if log_start < self.log_start {
+            return refuse("log start", log_start.0, self.log_start.0);
+        }
+        if log_start > self.sealed_end() {
+            return refuse("log start", log_start.0, self.sealed_end().0);
+        }
+        if let (Some(new), Some(old)) = (&manifest, &self.manifest)
+            && new != old
+            && new.generation <= old.generation
+        {
+            return refuse("manifest generation", new.generation, old.generation + 1);
+        }
+        let kept = manifest.as_ref().map_or(log_start, |new| new.end);
+        if let Some(old) = &self.manifest
+            && kept < old.end
+        {
+            return refuse("manifest end", kept.0, old.end.0);
+        }
+        let covered = manifest
+            .as_ref()
+            .map_or(log_start, |manifest| manifest.end.max(log_start));
+        let ends = |end: Offset| self.recent.iter().any(|run| run.end == end);
+        if let Some(new) = &manifest
+            && Some(new.end) != self.manifest.as_ref().map(|old| old.end)
+            && !ends(new.end)
+        {
+            return refuse(
+                "manifest end",
+                new.end.0,
+                self.recent.last().map_or(0, |run| run.end.0),
+            );
+        }
+        let mut next = Self { op, ..self.clone() };
+        next.manifest = manifest.filter(|manifest| manifest.end > log_start);
+        next.recent.retain(|run| run.end > covered);
+        next.chain
+            .retain(|segment| segment.end.is_none_or(|end| end > log_start));
+        next.log_start = log_start;
         Ok(next)
     }
 
@@ -335,7 +469,12 @@ mod tests {
             ack_quorum: 2,
             replicas: (1..=3).map(|node| (NodeId(node), Generation(1))).collect(),
             bytes: 0,
+            sealed_ms: 0,
         }
+    }
+
+    fn sealed(bytes: u64) -> Sealed {
+        Sealed { bytes, at_ms: 0 }
     }
 
     fn granted() -> Partition {
@@ -352,18 +491,26 @@ mod tests {
             "one segment is open already"
         );
         assert!(
-            record.seal(Offset(7), 0, Some(segment(1, 2, 11, 8)), 3).is_err(),
+            record
+                .seal(Offset(7), sealed(0), Some(segment(1, 2, 11, 8)), 3)
+                .is_err(),
             "gap"
         );
         assert!(
-            record.seal(Offset(7), 0, Some(segment(1, 2, 10, 7)), 3).is_err(),
+            record
+                .seal(Offset(7), sealed(0), Some(segment(1, 2, 10, 7)), 3)
+                .is_err(),
             "token does not rise"
         );
         assert!(
-            record.seal(Offset(7), 0, Some(segment(2, 2, 11, 7)), 3).is_err(),
+            record
+                .seal(Offset(7), sealed(0), Some(segment(2, 2, 11, 7)), 3)
+                .is_err(),
             "another epoch"
         );
-        let rolled = record.seal(Offset(7), 99, Some(segment(1, 2, 11, 7)), 3).unwrap();
+        let rolled = record
+            .seal(Offset(7), sealed(99), Some(segment(1, 2, 11, 7)), 3)
+            .unwrap();
         assert_eq!(rolled.chain.len(), 2);
         assert_eq!(rolled.chain[0].end, Some(Offset(7)));
         assert_eq!(rolled.last_seq, 2);
@@ -372,7 +519,9 @@ mod tests {
     #[test]
     fn an_empty_open_segment_is_dropped_not_sealed() {
         let record = granted().open_first(segment(1, 1, 10, 0), 2).unwrap();
-        let next = record.seal(Offset(0), 0, Some(segment(1, 2, 11, 0)), 3).unwrap();
+        let next = record
+            .seal(Offset(0), sealed(0), Some(segment(1, 2, 11, 0)), 3)
+            .unwrap();
         assert_eq!(next.chain.len(), 1);
         assert_eq!(next.open().unwrap().id.seq, 2);
     }
@@ -392,5 +541,105 @@ mod tests {
         one.replicas.truncate(1);
         one.ack_quorum = 1;
         assert_eq!(one.close_quorum(), 1);
+    }
+
+    fn run(base: u64, end: u64) -> Run {
+        Run {
+            base: Offset(base),
+            end: Offset(end),
+            object: format!("d/{base}"),
+            position: 0,
+            len: end - base,
+            crc32c: 0,
+            max_timestamp_ms: 0,
+        }
+    }
+
+    fn manifest(generation: u64, end: u64) -> Option<ManifestRef> {
+        Some(ManifestRef {
+            object: format!("m/{generation}"),
+            generation,
+            end: Offset(end),
+            len: 1,
+            crc32c: 0,
+        })
+    }
+
+    /// Sealed segments 0..7 and 7..9, an open one from 9.
+    fn rolled_twice() -> Partition {
+        let record = granted().open_first(segment(1, 1, 10, 0), 2).unwrap();
+        let record = record
+            .seal(Offset(7), sealed(70), Some(segment(1, 2, 11, 7)), 3)
+            .unwrap();
+        record
+            .seal(Offset(9), sealed(20), Some(segment(1, 3, 12, 9)), 4)
+            .unwrap()
+    }
+
+    #[test]
+    fn only_the_oldest_sealed_segment_is_offloaded_and_only_whole() {
+        let record = rolled_twice();
+        let (first, second, open) = (record.chain[0].id, record.chain[1].id, record.chain[2].id);
+        assert!(
+            record.offload(second, run(7, 9), 5).is_err(),
+            "an older one is left"
+        );
+        assert!(record.offload(first, run(0, 6), 5).is_err(), "not all of it");
+        assert!(record.offload(first, run(1, 7), 5).is_err(), "not all of it");
+        let record = record.offload(first, run(0, 7), 5).unwrap();
+        assert_eq!((record.chain.len(), record.recent.len()), (2, 1));
+        let record = record.offload(second, run(7, 9), 6).unwrap();
+        assert!(record.offload(open, run(9, 12), 7).is_err(), "it is open");
+        assert_eq!(record.sealed_end(), Offset(9));
+    }
+
+    #[test]
+    fn a_full_list_of_ranges_holds_offload_back_until_it_is_folded() {
+        let mut record = rolled_twice();
+        record.recent = (0..RECENT_MAX as u64).map(|_| run(0, 0)).collect();
+        let first = record.chain[0].id;
+        assert!(record.offload(first, run(0, 7), 5).is_err());
+    }
+
+    #[test]
+    fn a_fold_takes_ranges_into_the_manifest_and_never_goes_back() {
+        let record = rolled_twice();
+        let (first, second) = (record.chain[0].id, record.chain[1].id);
+        let record = record.offload(first, run(0, 7), 5).unwrap();
+        let record = record.offload(second, run(7, 9), 6).unwrap();
+        assert!(
+            record.fold(manifest(1, 8), Offset(0), 7).is_err(),
+            "inside a range"
+        );
+        assert!(
+            record.fold(manifest(1, 10), Offset(0), 7).is_err(),
+            "beyond all ranges"
+        );
+        let folded = record.fold(manifest(1, 7), Offset(0), 7).unwrap();
+        assert_eq!((folded.recent.len(), folded.recent[0].base), (1, Offset(7)));
+        assert!(folded.fold(manifest(1, 9), Offset(0), 8).is_err(), "generation");
+        let folded = folded.fold(manifest(2, 9), Offset(3), 8).unwrap();
+        assert_eq!((folded.recent.len(), folded.log_start), (0, Offset(3)));
+        assert!(
+            folded.fold(manifest(3, 9), Offset(2), 9).is_err(),
+            "log start falls"
+        );
+        assert!(
+            folded.fold(None, Offset(3), 9).is_err(),
+            "the manifest still lists what is kept"
+        );
+        assert!(
+            folded.fold(manifest(3, 9), Offset(10), 9).is_err(),
+            "log start in the open segment"
+        );
+    }
+
+    #[test]
+    fn retention_drops_what_ends_below_the_log_start() {
+        let record = rolled_twice();
+        let kept = record.fold(None, Offset(7), 5).unwrap();
+        assert_eq!((kept.chain.len(), kept.log_start), (2, Offset(7)));
+        let all = kept.fold(None, Offset(9), 6).unwrap();
+        assert_eq!((all.chain.len(), all.sealed_end()), (1, Offset(9)));
     }
 }

@@ -88,6 +88,7 @@ impl From<&Segment> for stored::SegmentRecord {
                 })
                 .collect(),
             bytes: segment.bytes,
+            sealed_ms: segment.sealed_ms,
             ack_quorum: u32::from(segment.ack_quorum),
             l0_min_rev: None,
             flags: 0,
@@ -125,6 +126,7 @@ fn segment(partition: PartitionId, stored: stored::SegmentRecord) -> Result<Segm
             .map(|replica| (NodeId(replica.node), Generation(replica.generation)))
             .collect(),
         bytes: stored.bytes,
+        sealed_ms: stored.sealed_ms,
     })
 }
 
@@ -197,6 +199,7 @@ impl TryFrom<stored::PartitionRecord> for Partition {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::Sealed;
     use super::*;
 
     fn record() -> Partition {
@@ -218,10 +221,15 @@ mod tests {
                 (NodeId(3), Generation(1)),
             ],
             bytes: 0,
+            sealed_ms: 0,
         };
         partition = partition.open_first(segment(1, 20, 0), 6).unwrap();
+        let sealed = Sealed {
+            bytes: 512,
+            at_ms: 1_700_000_000_000,
+        };
         partition
-            .seal(Offset(9), 512, Some(segment(2, 21, 9)), 7)
+            .seal(Offset(9), sealed, Some(segment(2, 21, 9)), 7)
             .unwrap()
     }
 
