@@ -14,19 +14,22 @@ use forebay_runtime::clock::Clock;
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::assignments::Assignments;
 use crate::config::BrokerConfig;
 use crate::front::Front;
 use crate::metrics::BrokerMetrics;
 use crate::nodes::Nodes;
+use crate::objects::Objects;
 use crate::owners::{Command, Driver, Settings};
 use crate::service::Control;
 use crate::store::Records;
 
 /// Messages that may wait for the owners' task.
 const MAILBOX: usize = 8_192;
+/// How often the session's floor is stored.
+const PROMISE_EVERY: Duration = Duration::from_secs(60);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How often the metadata store is asked whether it answers.
 const PULSE: Duration = Duration::from_secs(3);
@@ -40,6 +43,8 @@ pub struct Parts {
     pub incarnation: u32,
     /// The metadata store.
     pub store: Arc<dyn MetaStore>,
+    /// The object store, where there is one.
+    pub objects: Option<Objects>,
     /// To reach storage nodes.
     pub nodes: Dialer<ReplicaProtocol>,
     /// Time.
@@ -54,7 +59,7 @@ pub struct Parts {
 
 /// A running broker.
 pub struct Broker {
-    session: Session,
+    session: Arc<Session>,
     mailbox: mpsc::Sender<Command>,
     control: Control,
     intake: Tasks,
@@ -99,6 +104,7 @@ impl Broker {
             me: config.id,
             session: session.id(),
         };
+        let (floor, published) = watch::channel(0);
         let driver = Driver::new(Settings {
             partition: config.partition.clone(),
             tail_cache_bytes: config.tail_cache_bytes,
@@ -108,6 +114,8 @@ impl Broker {
             tasks: work.clone(),
             mailbox: mailbox.clone(),
             released: released_tx,
+            objects: parts.objects.clone(),
+            floor,
             metrics: BrokerMetrics::new(&parts.metrics),
         });
         let token = work.token();
@@ -179,6 +187,17 @@ impl Broker {
                 }
             }
         });
+        let session = Arc::new(session);
+        work.spawn(
+            "floor",
+            promise(
+                Arc::clone(&session),
+                record,
+                published,
+                Arc::clone(&parts.clock),
+                work.token(),
+            ),
+        );
         let (lost, process) = (session.lost(), parts.tasks.clone());
         let (stop, me) = (work.token(), config.id);
         work.spawn("session", async move {
@@ -243,6 +262,33 @@ impl Broker {
     }
 }
 
+/// Writes the session's promise into its record: no object with an older revision in its name will
+/// get its first reference from here. Garbage collection removes nothing newer.
+async fn promise(
+    session: Arc<Session>,
+    mut record: BrokerRecord,
+    mut floor: watch::Receiver<u64>,
+    clock: Arc<dyn Clock>,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = floor.changed() => if changed.is_err() { return },
+        }
+        record.l0_floor = *floor.borrow_and_update();
+        match session.update_broker(&record).await {
+            Ok(()) => {}
+            Err(SessionError::Over { .. }) => return,
+            Err(error) => tracing::warn!(%error, "the session's floor was not stored; garbage waits"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = clock.sleep(PROMISE_EVERY) => {}
+        }
+    }
+}
+
 /// Asks the metadata store for a sign of life, so that planned changes wait while it has none.
 async fn pulse(
     store: Arc<dyn MetaStore>,
@@ -252,8 +298,8 @@ async fn pulse(
 ) {
     while !stop.is_cancelled() {
         match store.get(keys::CLUSTER).await {
-            Ok(_) => {
-                if mailbox.send(Command::MetadataAnswered).await.is_err() {
+            Ok((_, revision)) => {
+                if mailbox.send(Command::MetadataAnswered(revision.0)).await.is_err() {
                     return;
                 }
             }

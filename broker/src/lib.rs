@@ -2,7 +2,7 @@
 //!
 //! [`assignments`] takes partitions that the controller wishes here; [`owners`] is the task that
 //! owns them; [`partition`] is what owning one means, as a state machine; [`nodes`] are the
-//! sessions with storage nodes; [`front`] the connections of proxies; [`service`] the control calls.
+//! sessions with storage nodes; [`objects`] is the object store; [`front`] the connections of proxies; [`service`] the control calls.
 
 mod assignments;
 mod broker;
@@ -10,6 +10,7 @@ mod config;
 mod front;
 mod metrics;
 mod nodes;
+mod objects;
 mod owners;
 pub mod partition;
 mod service;
@@ -17,4 +18,5 @@ mod store;
 
 pub use broker::{Broker, Parts};
 pub use config::BrokerConfig;
+pub use objects::Objects;
 pub use service::Control;

@@ -18,6 +18,16 @@ pub struct BrokerMetrics {
     pub node_queue_delay: Histogram,
     /// Partitions owned.
     pub partitions: Gauge,
+    /// Segments copied into the object store and verified.
+    pub offloaded_segments: Counter,
+    /// Bytes of them.
+    pub offloaded_bytes: Counter,
+    /// Segments that no replica could copy; each is tried again.
+    pub offload_failures: Counter,
+    /// Bytes of sealed segments that wait for it.
+    pub offload_lag_bytes: Gauge,
+    /// Manifests written.
+    pub folds: Counter,
 }
 
 impl BrokerMetrics {
@@ -35,6 +45,23 @@ impl BrokerMetrics {
                 "How long a storage node's newest write waited in it",
             ),
             partitions: metrics.gauge("partitions", "Partitions owned"),
+            offloaded_segments: metrics.counter(
+                "offload_segments",
+                "Segments copied into the object store and verified",
+            ),
+            offloaded_bytes: metrics.counter(
+                "offload_bytes",
+                "Bytes of segments copied into the object store and verified",
+            ),
+            offload_failures: metrics.counter(
+                "offload_failures",
+                "Segments that no replica could copy into the object store; each is tried again",
+            ),
+            offload_lag_bytes: metrics.gauge(
+                "offload_lag_bytes",
+                "Bytes of sealed segments that are not in the object store yet",
+            ),
+            folds: metrics.counter("manifest_writes", "Manifests written, by folds and by retention"),
         }
     }
 }

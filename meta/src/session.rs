@@ -271,7 +271,7 @@ impl Session {
     ///
     /// # Errors
     /// Where the store could not be asked; the lease then runs out by itself.
-    pub async fn close(self) -> Result<(), LeaseError> {
+    pub async fn close(&self) -> Result<(), LeaseError> {
         tracing::info!(key = self.key, session = self.id.0, "session closed");
         self.keeper.revoke().await
     }

@@ -23,6 +23,8 @@ pub enum Call {
     Confirm(u64),
     /// Part of a search by time.
     Lookup(u64),
+    /// A copy into the object store.
+    Upload(u64),
 }
 
 /// A call on its way.
@@ -65,7 +67,7 @@ pub enum QuestionKind {
         /// The answer, once confirmed.
         high_watermark: Offset,
     },
-    /// The first record at or after a time, segment by segment.
+    /// The first record at or after a time, in the object store and then segment by segment.
     Search {
         /// Milliseconds since 1970.
         timestamp_ms: i64,
@@ -95,13 +97,18 @@ pub struct Calls {
 impl Calls {
     /// Remembers a call; the number goes with it.
     pub fn begin(&mut self, node: NodeId, call: Call, now_ms: u64) -> u64 {
+        self.begin_until(node, call, now_ms + CALL_TIMEOUT_MS)
+    }
+
+    /// As [`Calls::begin`], for what takes longer than usual.
+    pub fn begin_until(&mut self, node: NodeId, call: Call, deadline_ms: u64) -> u64 {
         self.next += 1;
         self.sent.insert(
             self.next,
             Sent {
                 node,
                 call,
-                deadline_ms: now_ms + CALL_TIMEOUT_MS,
+                deadline_ms,
             },
         );
         self.next

@@ -17,14 +17,16 @@ use forebay_proto::v1::ErrorCode;
 use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::tasks::Tasks;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::calls::{Call, Calls, Sent};
 use super::fetches::{Fetches, Waiting};
 use super::message::{Command, Outbox, Owned};
+use super::offloads::Offloads;
 use crate::metrics::BrokerMetrics;
 use crate::nodes::{NodeEvent, NodeSession};
-use crate::partition::{Action, Config, Context, Found, NodeView, Nodes, Owner, Produce, Ticket};
+use crate::objects::Objects;
+use crate::partition::{Action, Config, Context, Found, NodeView, Nodes, Owner, Produce, Stored, Ticket};
 use crate::store::{Granted, Records};
 
 /// Messages handled before frames are made.
@@ -51,6 +53,10 @@ pub struct Settings {
     pub mailbox: mpsc::Sender<Command>,
     /// Told of partitions that are no longer owned here.
     pub released: mpsc::UnboundedSender<PartitionId>,
+    /// The object store, where there is one.
+    pub objects: Option<Objects>,
+    /// Where the oldest revision is published that a new object's name may have.
+    pub floor: watch::Sender<u64>,
     /// Counters.
     pub metrics: BrokerMetrics,
 }
@@ -74,6 +80,7 @@ pub struct Driver {
     pub(super) settings: Settings,
     pub(super) owners: HashMap<PartitionId, Owner>,
     pub(super) calls: Calls,
+    pub(super) offloads: Offloads,
     pub(super) now_ms: u64,
     nodes: HashMap<NodeId, Node>,
     views: Nodes,
@@ -96,6 +103,7 @@ impl Driver {
     pub fn new(settings: Settings) -> Self {
         Self {
             nonce: settings.nonce,
+            offloads: Offloads::new(settings.objects.clone(), settings.records.session),
             settings,
             owners: HashMap::new(),
             calls: Calls::default(),
@@ -221,10 +229,29 @@ impl Driver {
             }
             Command::Stored(partition, stored) => {
                 self.meta_answered_ms = self.now_ms;
+                if let Stored::Done(revision) | Stored::Conflict(_, revision) = &stored {
+                    self.offloads.saw(*revision);
+                }
                 self.with_owner(partition, |owner, ctx| owner.on_stored(stored, ctx));
             }
             Command::Confirmed { call, mine } => self.on_record_confirmed(call, mine),
-            Command::MetadataAnswered => self.meta_answered_ms = self.now_ms,
+            Command::MetadataAnswered(revision) => {
+                self.meta_answered_ms = self.now_ms;
+                self.offloads.saw(revision);
+                self.publish_floor();
+            }
+            Command::Verified(key, verified) => self.on_verified(key, verified),
+            Command::Folded(partition, folded) => {
+                self.with_owner(partition, |owner, ctx| {
+                    owner.on_folded(folded.map(|one| *one), ctx)
+                });
+            }
+            Command::ObjectState(partition, state) => {
+                self.with_owner(partition, |owner, ctx| {
+                    owner.on_object_state(state.map(|one| *one), ctx)
+                });
+            }
+            Command::PastSearched(key, found) => self.on_past_searched(key, found),
             Command::Describe { partitions, reply } => {
                 // A caller that went away needs no answer.
                 let _ = reply.send(self.describe(&partitions));
@@ -389,6 +416,9 @@ impl Driver {
                     .begin(node, Call::Headers(partition, headers.segment), self.now_ms);
                 self.request(node, ToNode::Headers { request, headers });
             }
+            Action::ReadState => self.on_read_state(partition),
+            Action::Offload { segment, urged } => self.on_offload(partition, *segment, urged),
+            Action::Fold(retention) => self.on_fold(partition, retention),
             Action::Store(next) => self.store(partition, next),
             Action::Answer { ticket, result } => self.answer(ticket, result),
             Action::Visible(_) => {
@@ -422,6 +452,7 @@ impl Driver {
         } = granted;
         let partition = record.id;
         self.meta_answered_ms = self.now_ms;
+        self.offloads.saw(revision);
         if self.leaving.is_some() {
             return;
         }
@@ -440,6 +471,9 @@ impl Driver {
             batch_bytes_max: topic.batch_bytes_max as usize,
             segment_bytes: topic.segment_bytes,
             segment_ms: topic.segment_ms,
+            offload: topic.offload && self.offloads.are_possible(),
+            retention_ms: topic.retention_ms,
+            retention_bytes: topic.retention_bytes,
             ..self.settings.partition.clone()
         };
         let owner = Owner::new(config, self.settings.records.me, record, revision, &mut ctx);
@@ -489,6 +523,12 @@ impl Driver {
     }
 
     // ---- storage nodes -----------------------------------------------------------------------
+
+    pub(super) fn is_connected(&self, node: NodeId, generation: Generation) -> bool {
+        self.views
+            .get(&node)
+            .is_some_and(|view| view.connected && view.generation == generation)
+    }
 
     fn append(&self, node: NodeId, message: ToNode) {
         if let Some(session) = self.nodes.get(&node).and_then(|node| node.session.as_ref()) {
@@ -636,11 +676,21 @@ impl Driver {
                     self.on_lookup(question, result);
                 }
             }
-            FromNode::Welcome { .. }
-            | FromNode::Refused(_)
-            | FromNode::Read { .. }
-            | FromNode::Uploaded { .. }
-            | FromNode::Urge(_) => {
+            FromNode::Uploaded { request, result } => {
+                if let Some(Sent {
+                    call: Call::Upload(key),
+                    ..
+                }) = self.calls.end(request)
+                {
+                    self.on_uploaded(key, node, result);
+                }
+            }
+            FromNode::Urge(segments) => {
+                for segment in segments {
+                    self.with_owner(segment.partition, |owner, ctx| owner.on_urged(segment, ctx));
+                }
+            }
+            FromNode::Welcome { .. } | FromNode::Refused(_) | FromNode::Read { .. } => {
                 tracing::warn!(%node, "storage node sent what nobody asked for");
             }
         }
@@ -659,6 +709,7 @@ impl Driver {
             }
             Call::Confirm(question) => self.on_confirm(question, node, false),
             Call::Lookup(question) => self.on_lookup(question, Err(NodeFailure::Failed)),
+            Call::Upload(key) => self.on_uploaded(key, node, Err(NodeFailure::Failed)),
         }
     }
 

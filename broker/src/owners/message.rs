@@ -2,11 +2,13 @@
 
 use forebay_proto::data::front::{Fetch, FromBroker, Position, Produce};
 use forebay_proto::data::link::{LinkSender, TrySendError};
+use forebay_proto::data::replica::Uploaded;
+use forebay_record::state::PartitionState;
 use forebay_record::{Epoch, Offset, PartitionId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::nodes::NodeEvent;
-use crate::partition::Stored;
+use crate::partition::{Folded, Stored};
 use crate::store::Granted;
 
 /// Where answers to one connection go.
@@ -118,8 +120,16 @@ pub enum Command {
         /// Whether it is.
         mine: bool,
     },
-    /// The metadata store has answered just now.
-    MetadataAnswered,
+    /// The metadata store has answered just now, at this revision.
+    MetadataAnswered(u64),
+    /// An object was read back: what it is, or why it is not what it should be.
+    Verified(u64, Result<Uploaded, String>),
+    /// A manifest was written, or not.
+    Folded(PartitionId, Option<Box<Folded>>),
+    /// The state at the end of a partition's offloaded past, or none where it cannot be read.
+    ObjectState(PartitionId, Option<Box<PartitionState>>),
+    /// A time was searched in a partition's offloaded past.
+    PastSearched(u64, Result<Option<Offset>, String>),
     /// Which partitions are owned, all where the list is empty.
     Describe {
         /// Which.

@@ -5,6 +5,7 @@
 //!    one frame per partition of it, and carries out their actions.
 //! 3. [`calls`]: requests to storage nodes whose answers are awaited.
 //! 4. [`fetches`]: fetches that wait for data.
+//! 5. [`offloads`]: copies of sealed segments on their way into the object store.
 //!
 //! One task owns it all, so nothing is locked; awaiting happens in its loop only.
 
@@ -12,6 +13,7 @@ mod calls;
 mod driver;
 mod fetches;
 mod message;
+mod offloads;
 mod positions;
 
 pub use driver::{Driver, Settings};

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use forebay_meta::keys;
 use forebay_meta::model::{Partition, Segment};
-use forebay_proto::data::front::{FromBroker, PlanSegment, Position, ReadPlan};
+use forebay_proto::data::front::{FromBroker, PlanManifest, PlanRun, PlanSegment, Position, ReadPlan};
 use forebay_proto::data::replica::{NodeFailure, ReadRequest, ToNode};
 use forebay_proto::error::Failure;
 use forebay_proto::v1::ErrorCode;
@@ -75,12 +75,17 @@ impl Driver {
                     .into_iter()
                     .map(|one| (one.segment, one.replicas, one.until))
                     .collect();
+                let offloaded = owner.record().manifest.is_some() || !owner.record().recent.is_empty();
                 let question = question(QuestionKind::Search {
                     timestamp_ms,
                     segments,
                 });
                 let key = self.calls.ask(question);
-                self.search_on(key);
+                if offloaded {
+                    self.search_past(key, partition, timestamp_ms);
+                } else {
+                    self.search_on(key);
+                }
             }
         }
     }
@@ -174,6 +179,21 @@ impl Driver {
         self.answer_question(key, result);
     }
 
+    /// The offloaded past was searched: what it does not have may be in the segments after it.
+    pub(super) fn on_past_searched(&mut self, key: u64, found: Result<Option<Offset>, String>) {
+        let Some(partition) = self.calls.question(key).map(|question| question.partition) else {
+            return;
+        };
+        match found {
+            Ok(Some(offset)) => self.answer_question(key, Ok(Some(offset))),
+            Ok(None) => self.search_on(key),
+            Err(reason) => {
+                let message = format!("the offloaded part of {partition} could not be searched: {reason}");
+                self.answer_question(key, Err(Failure::new(ErrorCode::Unavailable, message)));
+            }
+        }
+    }
+
     /// Asks the next replica of the next segment that may hold the time.
     fn search_on(&mut self, key: u64) {
         let now_ms = self.now_ms;
@@ -257,11 +277,39 @@ impl Driver {
             epoch: record.epoch,
             log_start: record.log_start,
             high_watermark,
-            manifest: None,
-            runs: Vec::new(),
+            manifest: plan_manifest(record, from),
+            runs: plan_runs(record, from),
             segments: plan_segments(record, from, high_watermark),
         })
     }
+}
+
+/// The manifest, where a reader from that offset on needs it.
+fn plan_manifest(record: &Partition, from: Offset) -> Option<PlanManifest> {
+    let manifest = record.manifest.as_ref().filter(|manifest| manifest.end > from)?;
+    Some(PlanManifest {
+        object: manifest.object.clone(),
+        generation: manifest.generation,
+        end: manifest.end,
+        len: manifest.len,
+        crc32c: manifest.crc32c,
+    })
+}
+
+/// Listed ranges that hold records at or after an offset.
+fn plan_runs(record: &Partition, from: Offset) -> Vec<PlanRun> {
+    let wanted = record.recent.iter().filter(|run| run.end > from);
+    wanted
+        .map(|run| PlanRun {
+            base: run.base,
+            end: run.end,
+            object: run.object.clone(),
+            position: run.position,
+            len: run.len,
+            crc32c: run.crc32c,
+            max_timestamp_ms: run.max_timestamp_ms,
+        })
+        .collect()
 }
 
 /// Segments that hold visible records at or after an offset. The bound of the open one is its

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use forebay_meta::model::Partition;
+use forebay_meta::model::{ManifestRef, Partition, Segment};
 use forebay_proto::data::front::Acks;
 use forebay_proto::data::replica::{FenceItem, FramesRequest, HeadersRequest};
 use forebay_proto::error::Failure;
@@ -106,6 +106,17 @@ pub enum Action {
         /// What.
         request: HeadersRequest,
     },
+    /// Read the state at the end of the offloaded past, whose newest object has it.
+    ReadState,
+    /// Copy a sealed segment into the object store, and verify the copy.
+    Offload {
+        /// The segment.
+        segment: Box<Segment>,
+        /// A storage node runs short of space because of it.
+        urged: bool,
+    },
+    /// Write a manifest of what the record lists, without what retention does not want.
+    Fold(Retention),
     /// Store a new record, if the stored one has not changed since.
     Store(Box<Partition>),
     /// Answer a produce.
@@ -122,6 +133,34 @@ pub enum Action {
         /// For the log.
         why: String,
     },
+}
+
+/// What of a partition's past may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// First offset kept so far.
+    pub log_start: Offset,
+    /// Milliseconds for which ranges are kept, unlimited where none.
+    pub retention_ms: Option<u64>,
+    /// Bytes that are kept, unlimited where none.
+    pub retention_bytes: Option<u64>,
+    /// Milliseconds since 1970.
+    pub now_ms: i64,
+    /// Bytes of the segments after the ranges, which count as well.
+    pub newer_bytes: u64,
+}
+
+/// A manifest that was written and read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folded {
+    /// The manifest, none where nothing is left for it to list.
+    pub manifest: Option<ManifestRef>,
+    /// First offset kept.
+    pub log_start: Offset,
+    /// Largest timestamp of its oldest range, `i64::MAX` where it lists none.
+    pub oldest_ms: i64,
+    /// Bytes of its ranges.
+    pub bytes: u64,
 }
 
 /// How a change of the record ended.

@@ -149,6 +149,7 @@ impl Owner {
         self.pump(ctx);
         self.flush(ctx);
         self.on_resign_progress(ctx);
+        self.tend_past(ctx);
     }
 
     fn on_resign_progress(&mut self, ctx: &mut Context<'_>) {
@@ -224,7 +225,7 @@ impl Owner {
     /// New frames go to a new segment from here on; the old one drains, and then one
     /// compare-and-swap seals it and links the new one. Held back while the metadata store does not
     /// answer or the chain is full: then the open segment just grows.
-    fn roll(&mut self, ctx: &mut Context<'_>) {
+    pub(super) fn roll(&mut self, ctx: &mut Context<'_>) {
         let idle = self.storing.is_none() && self.next.is_none() && matches!(self.phase, Phase::Serving);
         if !idle || !ctx.meta_healthy || self.record.chain.len() >= CHAIN_MAX {
             return;

@@ -37,6 +37,7 @@ impl Owner {
         self.pump(ctx);
         self.flush(ctx);
         self.finish_resigning(ctx);
+        self.tend_past(ctx);
     }
 
     /// Answers those whose time is up. What may have been staged is of unknown outcome.

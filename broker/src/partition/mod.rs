@@ -2,7 +2,7 @@
 //!
 //! A produce passes [`append`] (duplicates, offset, frame) and [`writer`] (replicas), and comes back as
 //! acknowledgements that [`commit`] turns into a committed offset and answers. [`takeover`] is how an
-//! ownership begins, [`change`] how a segment ends, [`leave`] how an ownership ends; [`owner`] is what
+//! ownership begins, [`change`] how a segment ends, [`past`] what becomes of it then, [`leave`] how an ownership ends; [`owner`] is what
 //! they all work on. All of it is a state machine: calls in, actions
 //! out, no I/O, no clock.
 
@@ -12,6 +12,7 @@ mod change;
 mod commit;
 mod leave;
 mod owner;
+mod past;
 mod placement;
 mod tail;
 mod takeover;
@@ -19,6 +20,6 @@ mod takeover;
 mod tests;
 mod writer;
 
-pub use action::{Action, Context, NodeView, Nodes, Produce, Stored, Ticket};
+pub use action::{Action, Context, Folded, NodeView, Nodes, Produce, Retention, Stored, Ticket};
 pub use owner::{Config, Owner};
 pub use tail::{Found, Tail};

@@ -5,7 +5,8 @@
 //! 3. [`super::commit`] moves the committed offset once a quorum has synced a frame, answers
 //!    produces, and makes records visible.
 //! 4. Size, age or trouble end the segment: [`super::change`].
-//! 5. A fence, a lost compare-and-swap or a resignation end the ownership: [`super::leave`].
+//! 5. The oldest sealed segment goes to the object store: [`super::past`].
+//! 6. A fence, a lost compare-and-swap or a resignation end the ownership: [`super::leave`].
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,6 +16,7 @@ use forebay_proto::data::front::Acks;
 use forebay_record::{BrokerId, Epoch, NodeId, Offset, SessionId};
 
 use super::action::{Context, Produce, Ticket};
+use super::past::Past;
 use super::tail::Tail;
 use super::takeover::Recovery;
 use super::writer::Writer;
@@ -33,6 +35,12 @@ pub struct Config {
     pub waiting_bytes_max: u64,
     /// Largest batch.
     pub batch_bytes_max: usize,
+    /// Sealed segments go to the object store.
+    pub offload: bool,
+    /// Milliseconds for which records are kept, unlimited where none.
+    pub retention_ms: Option<u64>,
+    /// Bytes that are kept, unlimited where none.
+    pub retention_bytes: Option<u64>,
     /// Roll a segment at this size.
     pub segment_bytes: u64,
     /// Roll a segment that holds something at this age.
@@ -51,6 +59,9 @@ impl Default for Config {
             window_bytes: 8 << 20,
             waiting_bytes_max: 16 << 20,
             batch_bytes_max: 8 << 20,
+            offload: false,
+            retention_ms: None,
+            retention_bytes: None,
             segment_bytes: 256 << 20,
             segment_ms: 600_000,
             straggler_ms: 2_000,
@@ -163,6 +174,7 @@ pub struct Owner {
     pub(super) waiting: VecDeque<Produce>,
     pub(super) waiting_bytes: u64,
     pub(super) echoes: Vec<Echo>,
+    pub(super) past: Past,
     pub(super) announce_at_ms: Option<u64>,
     pub(super) visible: Offset,
 }
@@ -203,6 +215,7 @@ impl Owner {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             echoes: Vec::new(),
+            past: Past::default(),
             announce_at_ms: None,
             visible: start,
         };

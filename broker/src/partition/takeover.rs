@@ -32,6 +32,8 @@ use forebay_record::producers::Producers;
 
 /// A silent node is asked again after this long.
 const RETRY_MS: u64 = 500;
+/// The object store is given this much longer than a node.
+const OBJECT_RETRY_MS: u64 = 4_500;
 /// Bytes asked for at a time while carrying.
 const CARRY_BYTES: u32 = 8 << 20;
 
@@ -85,6 +87,8 @@ pub struct Carrying {
 pub struct Loading {
     /// Segments and nodes that may have the state, with the offset up to which it is wanted.
     candidates: VecDeque<(SegmentId, NodeId, HeadersRequest)>,
+    /// No node has it: it is at the end of the newest object.
+    offloaded: bool,
     /// How many failed since the last pause.
     failed: usize,
     /// Sealed end of what is taken over.
@@ -319,9 +323,12 @@ impl Owner {
                 (sealed.id, *node, request)
             }));
         }
-        let nothing_to_load = candidates.is_empty();
+        let offloaded =
+            candidates.is_empty() && (self.record.manifest.is_some() || !self.record.recent.is_empty());
+        let nothing_to_load = candidates.is_empty() && !offloaded;
         self.phase = Phase::Recovering(Recovery::Loading(Loading {
             candidates,
+            offloaded,
             failed: 0,
             committed,
             end,
@@ -340,7 +347,9 @@ impl Owner {
             return;
         };
         loading.asked_ms = ctx.now_ms;
-        if let Some((_, node, request)) = loading.candidates.front() {
+        if loading.offloaded {
+            ctx.out.push(Action::ReadState);
+        } else if let Some((_, node, request)) = loading.candidates.front() {
             ctx.out.push(Action::ReadHeaders {
                 node: *node,
                 request: *request,
@@ -377,6 +386,18 @@ impl Owner {
                     self.ask_for_headers(ctx);
                 }
             }
+        }
+    }
+
+    /// The state at the end of the offloaded past arrived. Where it did not, it is asked for again
+    /// after a while: without it repetitions would be taken for new batches.
+    pub fn on_object_state(&mut self, state: Option<PartitionState>, ctx: &mut Context<'_>) {
+        let waits = matches!(
+            &self.phase,
+            Phase::Recovering(Recovery::Loading(Loading { offloaded: true, .. }))
+        );
+        if waits && let Some(state) = state {
+            self.on_state(state, &[], ctx);
         }
     }
 
@@ -465,6 +486,7 @@ impl Owner {
         let asked_ms = match recovery {
             Recovery::Fencing(fencing) => fencing.asked_ms,
             Recovery::Carrying(carrying) => carrying.asked_ms,
+            Recovery::Loading(loading) if loading.offloaded => loading.asked_ms + OBJECT_RETRY_MS,
             Recovery::Loading(loading) => loading.asked_ms,
             Recovery::Placing { .. } => return self.place_carry(ctx),
             Recovery::Linking => return,
@@ -481,7 +503,7 @@ impl Owner {
             Recovery::Carrying(_) => self.ask_for_frames(ctx),
             Recovery::Loading(loading) => {
                 loading.failed = 0;
-                loading.candidates.rotate_left(1);
+                loading.candidates.rotate_left(loading.candidates.len().min(1));
                 self.ask_for_headers(ctx);
             }
             Recovery::Placing { .. } | Recovery::Linking | Recovery::Halted(_) => {}
@@ -543,7 +565,7 @@ impl Carrying {
 }
 
 /// The state and the headers of an answer, none where they do not parse.
-fn state_of(headers: &Headers) -> Option<(PartitionState, Vec<Header>)> {
+pub(super) fn state_of(headers: &Headers) -> Option<(PartitionState, Vec<Header>)> {
     let state = match FrameKind::from_u8(headers.state_kind).ok()? {
         FrameKind::Open => OpenPayload::decode(&headers.state).ok()?.state,
         FrameKind::State => PartitionState::decode(&headers.state).ok()?,

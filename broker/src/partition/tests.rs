@@ -2,9 +2,10 @@
 //!
 //! The replicas here follow the rules that a storage node promises (contiguity, fence, duplicates,
 //! durable before acknowledged); messages to them are delayed, dropped with their session, and
-//! delivered after their sender has died. Checked at the end of each run, by reading what the chain
-//! says: nothing acknowledged is missing, no offset has two values, every partition of the log is
-//! where its record says.
+//! delivered after their sender has died. Sealed segments are copied into objects by whoever still
+//! has them, and replicas trim what the record proves deletable, at any time. Checked at the end of
+//! each run, by reading what record, objects and replicas say: nothing acknowledged is missing, no
+//! offset has two values, every part of the log is where its record says.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,22 +14,25 @@
 )]
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use forebay_meta::model::Partition;
+use forebay_meta::model::{ManifestRef, Partition, Run, Segment};
 use forebay_proto::data::front::Acks;
 use forebay_proto::data::replica::{Ack, FencedState, Headers, NodeFailure, Refusal};
 use forebay_proto::error::Failure;
 use forebay_proto::v1::{ErrorCode, RetryClass};
 use forebay_record::batch::{self, Builder, Codec, Header, ProducerStamp};
 use forebay_record::frame::{ChainHash, Frame, FrameKind};
+use forebay_record::producers::Producers;
+use forebay_record::state::PartitionState;
 use forebay_record::{
-    BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, ProducerId, SegmentId, SessionId,
+    BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, ProducerId, SegmentId, SessionId, Token,
 };
 use forebay_runtime::random::{Random, SeededRandom};
 use uuid::Uuid;
 
-use super::{Action, Config, Context, NodeView, Nodes, Owner, Produce, Stored, Ticket};
+use super::{Action, Config, Context, Folded, NodeView, Nodes, Owner, Produce, Retention, Stored, Ticket};
 
 const PARTITION: PartitionId = PartitionId(1);
 
@@ -38,6 +42,7 @@ struct Copy {
     fenced: bool,
     committed: Offset,
     base: Offset,
+    token: Token,
 }
 
 impl Copy {
@@ -55,7 +60,21 @@ impl Copy {
 #[derive(Default)]
 struct Replica {
     segments: HashMap<SegmentId, Copy>,
+    floor: Token,
     up: bool,
+}
+
+/// What an object holds: batches by offset, and the state at their end.
+struct Object {
+    log: BTreeMap<Offset, Bytes>,
+    state: PartitionState,
+}
+
+/// Work for the object store that an owner asked for.
+enum Errand {
+    Copy(Box<Segment>),
+    Fold(Retention),
+    State,
 }
 
 /// A message on its way to a replica, from one incarnation of a broker over one session.
@@ -84,6 +103,10 @@ struct World {
     acknowledged: BTreeMap<Offset, Bytes>,
     idempotent: bool,
     visible: Offset,
+    errands: VecDeque<(u32, Errand)>,
+    objects: HashMap<String, Object>,
+    manifests: HashMap<String, Vec<Run>>,
+    trimmed: usize,
 }
 
 fn nodes_of(replicas: &BTreeMap<NodeId, Replica>) -> Nodes {
@@ -109,6 +132,7 @@ fn config(replicas: usize, ack_quorum: u8) -> Config {
         waiting_bytes_max: 1 << 20,
         segment_bytes: 3_000,
         segment_ms: 5_000,
+        offload: true,
         ..Config::default()
     }
 }
@@ -166,6 +190,10 @@ impl World {
             acknowledged: BTreeMap::new(),
             idempotent,
             visible: Offset(0),
+            errands: VecDeque::new(),
+            objects: HashMap::new(),
+            manifests: HashMap::new(),
+            trimmed: 0,
         };
         world.carry_out(out);
         world
@@ -218,7 +246,130 @@ impl World {
                     self.visible = offset;
                 }
                 Action::Released { .. } => {}
+                Action::Offload { segment, .. } => self.send_out(Errand::Copy(segment)),
+                Action::Fold(retention) => self.send_out(Errand::Fold(retention)),
+                Action::ReadState => self.send_out(Errand::State),
             }
+        }
+    }
+
+    fn send_out(&mut self, errand: Errand) {
+        self.errands.push_back((self.incarnation, errand));
+    }
+
+    /// Does the oldest errand to the object store, and tells who asked, if it still listens.
+    fn run_errand(&mut self) {
+        let Some((owner, errand)) = self.errands.pop_front() else {
+            return;
+        };
+        let fails = self.random.range(0, 5) == 0;
+        match errand {
+            Errand::Copy(segment) => {
+                let run = if fails { None } else { self.copy(&segment) };
+                if owner == self.incarnation {
+                    self.act(|owner, ctx| owner.on_offloaded(segment.id, run, ctx));
+                }
+            }
+            Errand::Fold(retention) => {
+                if owner == self.incarnation {
+                    let folded = (!fails).then(|| self.fold(&retention));
+                    self.act(|owner, ctx| owner.on_folded(folded, ctx));
+                }
+            }
+            Errand::State => {
+                if owner == self.incarnation {
+                    let state = (!fails).then(|| self.state());
+                    self.act(|owner, ctx| owner.on_object_state(state, ctx));
+                }
+            }
+        }
+    }
+
+    /// Copies a sealed segment from a replica that has all of it.
+    fn copy(&mut self, segment: &Segment) -> Option<Run> {
+        let end = segment.end.expect("only sealed segments are copied");
+        let replica = segment
+            .replicas
+            .iter()
+            .map(|(node, _)| &self.replicas[node])
+            .find(|replica| {
+                let copy = replica.segments.get(&segment.id);
+                replica.up && copy.is_some_and(|copy| copy.tail() >= end)
+            })?;
+        let log: BTreeMap<_, _> = replica.segments[&segment.id]
+            .frames
+            .iter()
+            .filter(|frame| frame.header.kind == FrameKind::Data)
+            .flat_map(batches)
+            .filter(|(header, _)| header.end_offset() <= end)
+            .map(|(header, batch)| (header.base_offset(), batch.slice(batch::HEADER_LEN..)))
+            .collect();
+        let state = state_at(&headers(replica, segment.id, end).unwrap());
+        let run = Run {
+            base: segment.base,
+            end,
+            object: format!("object {}", self.objects.len()),
+            position: 0,
+            len: log.len() as u64,
+            crc32c: 0,
+            max_timestamp_ms: 5,
+        };
+        self.objects.insert(run.object.clone(), Object { log, state });
+        Some(run)
+    }
+
+    fn fold(&mut self, retention: &Retention) -> Folded {
+        let record = self.owner.record();
+        let mut runs = record
+            .manifest
+            .as_ref()
+            .map_or_else(Vec::new, |manifest| self.manifests[&manifest.object].clone());
+        runs.extend(record.recent.iter().cloned());
+        let object = format!("manifest {}", self.manifests.len());
+        let manifest = runs.last().map(|last| ManifestRef {
+            object: object.clone(),
+            generation: record.manifest.as_ref().map_or(0, |old| old.generation) + 1,
+            end: last.end,
+            len: 0,
+            crc32c: 0,
+        });
+        self.manifests.insert(object, runs);
+        Folded {
+            manifest,
+            log_start: retention.log_start,
+            oldest_ms: 5,
+            bytes: 0,
+        }
+    }
+
+    /// All ranges of the offloaded past.
+    fn runs(&self) -> Vec<Run> {
+        let listed = self.record.manifest.as_ref();
+        let listed = listed.map_or_else(Vec::new, |manifest| self.manifests[&manifest.object].clone());
+        listed.into_iter().chain(self.record.recent.iter().cloned()).collect()
+    }
+
+    fn state(&self) -> PartitionState {
+        self.objects[&self.runs().last().unwrap().object].state.clone()
+    }
+
+    /// A node forgets what the record proves deletable (I16), and raises its floor first (I17).
+    fn trim(&mut self, node: NodeId) {
+        let record = &self.record;
+        let replica = self.replicas.get_mut(&node).unwrap();
+        let deletable: Vec<_> = replica
+            .segments
+            .keys()
+            .filter(|id| {
+                let named = record.chain.iter().any(|segment| segment.id == **id);
+                !named && (id.epoch, id.seq) <= (record.epoch, record.last_seq)
+            })
+            .copied()
+            .collect();
+        for id in deletable {
+            let copy = replica.segments.remove(&id).unwrap();
+            replica.floor = replica.floor.max(copy.token);
+            self.trimmed += 1;
         }
     }
 
@@ -341,6 +492,7 @@ impl World {
             Action::Fence { item, .. } => {
                 let copy = replica.segments.entry(item.segment).or_insert_with(|| Copy {
                     base: item.base,
+                    token: item.token,
                     ..Copy::default()
                 });
                 copy.fenced = true;
@@ -468,8 +620,10 @@ impl World {
     fn step(&mut self) {
         let nodes: Vec<_> = self.replicas.keys().copied().collect();
         let node = nodes[usize::try_from(self.random.range(0, nodes.len() as u64)).unwrap()];
-        match self.random.range(0, 100) {
+        match self.random.range(0, 106) {
             0..30 => self.produce(),
+            100..104 => self.run_errand(),
+            104..106 => self.trim(node),
             30..75 => self.deliver(node),
             75..88 => self.settle_store(),
             88..96 => self.pass(20),
@@ -501,6 +655,7 @@ impl World {
                 self.deliver(node);
             }
             self.settle_store();
+            self.run_errand();
             if round % 10 == 0 {
                 self.pass(20);
             }
@@ -527,6 +682,11 @@ impl World {
         let visible = self.owner.high_watermark().unwrap();
         let mut log = BTreeMap::new();
         let mut expected = Offset(0);
+        for run in self.runs() {
+            assert_eq!(run.base, expected, "the offloaded past has a gap");
+            log.extend(self.objects[&run.object].log.clone());
+            expected = run.end;
+        }
         for segment in &self.record.chain {
             let end = segment.end.unwrap_or(visible);
             let copies: Vec<_> = segment
@@ -582,8 +742,12 @@ fn append(replica: &mut Replica, frame: Frame) -> Result<Ack, Refusal> {
     if !known && header.kind != FrameKind::Open {
         return Err(Refusal::UnknownSegment);
     }
+    if !known && header.token <= replica.floor {
+        return Err(Refusal::Closed);
+    }
     let copy = replica.segments.entry(header.segment).or_insert_with(|| Copy {
         base: header.first,
+        token: header.token,
         ..Copy::default()
     });
     if copy.fenced {
@@ -642,12 +806,33 @@ fn headers(replica: &Replica, segment: SegmentId, until: Offset) -> Result<Heade
     })
 }
 
+/// The state that headers after a state lead to, as a node computes it for an object.
+fn state_at(found: &Headers) -> PartitionState {
+    let (mut state, headers) = super::takeover::state_of(found).unwrap();
+    let mut producers = Producers::from_entries(state.producers);
+    for header in &headers {
+        producers.record(header, header.base_offset());
+        if let Some(epoch) = header.leader_epoch()
+            && state.epochs.last().is_none_or(|(last, _)| *last < epoch)
+        {
+            state.epochs.push((epoch, header.base_offset()));
+        }
+    }
+    state.producers = producers.snapshot_below(Offset(u64::MAX));
+    state
+}
+
 /// I11: what was sealed stays as it was, tokens rise, the chain has no gap.
 fn check_chain(old: &Partition, new: &Partition) {
     assert_eq!(Partition::decode(&new.encode()).unwrap(), *new);
-    for (before, after) in old.chain.iter().zip(&new.chain) {
-        if before.end.is_some() {
-            assert_eq!(before, after, "a sealed segment changed");
+    for before in old.chain.iter().filter(|segment| segment.end.is_some()) {
+        match new.chain.iter().find(|after| after.id == before.id) {
+            Some(after) => assert_eq!(before, after, "a sealed segment changed"),
+            None => assert_eq!(
+                new.recent.last().map(|run| (run.base, Some(run.end))),
+                Some((before.base, before.end)),
+                "a segment left the chain without a copy"
+            ),
         }
     }
 }
@@ -676,8 +861,12 @@ fn run(seed: u64, node_count: u32, replicas: usize, ack_quorum: u8, idempotent: 
             "seed {seed}: something was written twice"
         );
     }
+    TRIMMED.fetch_add(world.trimmed, Ordering::Relaxed);
     world.acknowledged.len()
 }
+
+/// Trims over all runs: without them the runs would prove nothing about trimming.
+static TRIMMED: AtomicUsize = AtomicUsize::new(0);
 
 #[test]
 fn nothing_acknowledged_is_lost_with_three_replicas() {
@@ -686,6 +875,8 @@ fn nothing_acknowledged_is_lost_with_three_replicas() {
         acknowledged > 10_000,
         "only {acknowledged} batches were acknowledged: the runs prove little"
     );
+    let trimmed = TRIMMED.load(Ordering::Relaxed);
+    assert!(trimmed > 1_000, "only {trimmed} segments were trimmed");
 }
 
 #[test]
@@ -704,4 +895,53 @@ fn standalone_survives_the_same_with_one_replica() {
         acknowledged > 1_000,
         "only {acknowledged} batches were acknowledged: the runs prove little"
     );
+}
+
+/// The story: an idle partition is offloaded whole, trimmed everywhere, and its owner dies. The
+/// producer, who never got the answer to its last batch, repeats it to the next owner.
+#[test]
+fn a_repetition_is_recognised_when_only_objects_remember_the_original() {
+    let mut world = World::new(77, 4, 3, 2, true);
+    while world.acknowledged.len() < 3 {
+        world.produce();
+        world.quiesce();
+    }
+    let (offset, value) = world.acknowledged.last_key_value().unwrap();
+    let (offset, value) = (*offset, value.clone());
+    let batch = world.owner.cache().read(offset, Offset(u64::MAX), 1);
+    let super::Found::Batches(mut chunks, _) = batch else {
+        panic!("the newest batch is cached");
+    };
+    let original: Bytes = chunks.drain(..).flat_map(|chunk| chunk.to_vec()).collect();
+    world.act(Owner::on_resign);
+    for _ in 0..100 {
+        for node in world.replicas.keys().copied().collect::<Vec<_>>() {
+            world.deliver(node);
+        }
+        world.settle_store();
+    }
+    world.take_over();
+    for _ in 0..1_000 {
+        for node in world.replicas.keys().copied().collect::<Vec<_>>() {
+            world.deliver(node);
+        }
+        world.run_errand();
+        world.settle_store();
+        world.pass(1_000);
+    }
+    assert!(world.record.chain.is_empty(), "not offloaded");
+    for node in world.replicas.keys().copied().collect::<Vec<_>>() {
+        world.trim(node);
+        assert!(world.replicas[&node].segments.is_empty(), "{node} still holds something");
+    }
+    world.take_over();
+    world.quiesce();
+    world.acknowledged.clear();
+    let header = Header::parse(&original).unwrap();
+    let sequence = header.base_sequence();
+    world.resend.push_back((original, sequence));
+    world.produce();
+    world.quiesce();
+    assert_eq!(world.acknowledged.get(&offset), Some(&value));
+    assert_eq!(world.owner.tail(), header.end_offset(), "it was written twice");
 }

@@ -308,6 +308,7 @@ async fn start_broker(
         },
     };
     let parts = Parts {
+        objects: None,
         cluster: site.cluster.id.clone(),
         incarnation: site.cluster.incarnation,
         store: Arc::clone(&site.store),

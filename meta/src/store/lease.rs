@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,7 +29,7 @@ pub struct LeaseKeeper {
     ttl: Duration,
     lost: CancellationToken,
     owner: Arc<dyn LeaseOwner>,
-    revoked: bool,
+    revoked: AtomicBool,
 }
 
 impl LeaseKeeper {
@@ -43,7 +44,7 @@ impl LeaseKeeper {
             ttl,
             lost,
             owner,
-            revoked: false,
+            revoked: AtomicBool::new(false),
         }
     }
 
@@ -81,10 +82,10 @@ impl LeaseKeeper {
     ///
     /// # Errors
     /// Where the store could not be asked; the lease then runs out by itself.
-    pub async fn revoke(mut self) -> Result<(), LeaseError> {
+    pub async fn revoke(&self) -> Result<(), LeaseError> {
         let outcome = self.owner.revoke(self.id).await;
         if outcome.is_ok() {
-            self.revoked = true;
+            self.revoked.store(true, Ordering::Relaxed);
             self.lost.cancel();
         }
         outcome
@@ -93,7 +94,7 @@ impl LeaseKeeper {
 
 impl Drop for LeaseKeeper {
     fn drop(&mut self) {
-        if !self.revoked {
+        if !self.revoked.load(Ordering::Relaxed) {
             self.owner.released(self.id);
         }
     }
