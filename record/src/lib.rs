@@ -8,6 +8,7 @@ mod crc;
 pub mod frame;
 mod ids;
 mod murmur2;
+pub mod object;
 pub mod producers;
 pub mod state;
 

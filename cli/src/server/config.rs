@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use forebay_runtime::config::{ByteSize, ConfigError, HumanDuration, Validate};
 use forebay_runtime::telemetry::TelemetryConfig;
+use forebay_tier::ObjectStoreConfig;
 use serde::{Deserialize, Serialize};
 
 /// What a process can be. One process may be several.
@@ -66,6 +67,8 @@ pub struct Config {
     pub storage: StorageSection,
     /// The proxy role.
     pub proxy: ProxySection,
+    /// Where offloaded segments go.
+    pub object_store: ObjectStoreConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
 }
@@ -267,6 +270,9 @@ impl Validate for Config {
         if self.proxy.memory_bytes.as_u64() < 64 << 20 {
             return Err(ConfigError::invalid("proxy.memory_bytes", "at least 64MiB"));
         }
+        self.object_store
+            .validate()
+            .map_err(|error| error.under("object_store"))?;
         self.telemetry
             .validate()
             .map_err(|error| error.under("telemetry"))
