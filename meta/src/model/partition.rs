@@ -224,6 +224,30 @@ impl Partition {
             .max(self.log_start)
     }
 
+    /// Whether a storage node may delete what it holds of a segment (I16): the partition is gone, or
+    /// the segment has left the chain or can never enter it. Once true it stays true: what is linked
+    /// later has a higher epoch and sequence than anything linked before.
+    ///
+    /// Being absent from the chain is not enough: a segment that is newer than all that was linked
+    /// may be the copy of a recovery in progress.
+    #[must_use]
+    pub fn is_deletable(&self, segment: SegmentId) -> bool {
+        if segment.partition != self.id {
+            return false;
+        }
+        let linked = self.chain.iter().any(|one| one.id == segment);
+        let passed = (segment.epoch, segment.seq) <= (self.epoch, self.last_seq);
+        self.deleted || (!linked && passed)
+    }
+
+    /// First offset that lies in no run and no manifest: from here on only segments hold the log.
+    #[must_use]
+    pub fn offloaded_end(&self) -> Offset {
+        self.chain
+            .first()
+            .map_or_else(|| self.sealed_end(), |oldest| oldest.base)
+    }
+
     /// Takes the partition for a broker's session: every older owner's change fails from here.
     ///
     /// # Errors
@@ -541,6 +565,77 @@ mod tests {
         one.replicas.truncate(1);
         one.ack_quorum = 1;
         assert_eq!(one.close_quorum(), 1);
+    }
+
+    fn id(epoch: u32, seq: u32) -> SegmentId {
+        segment(epoch, seq, 0, 0).id
+    }
+
+    #[test]
+    fn a_segment_of_the_chain_is_never_deletable() {
+        let record = rolled_twice();
+        for one in &record.chain {
+            assert!(!record.is_deletable(one.id), "{}", one.id);
+        }
+        // A later grant changes nothing about that.
+        let record = record.grant(BrokerId(2), SessionId(9), 9).unwrap();
+        assert!(record.chain.iter().all(|one| !record.is_deletable(one.id)));
+    }
+
+    #[test]
+    fn the_copy_of_a_recovery_in_progress_is_not_deletable() {
+        // Epoch 2 was granted and has linked nothing: its carry is in nobody's chain yet.
+        let record = rolled_twice().grant(BrokerId(2), SessionId(9), 9).unwrap();
+        assert_eq!((record.epoch, record.last_seq), (Epoch(2), 0));
+        assert!(!record.is_deletable(id(2, 1)));
+        // Nor is what a broker prepares of which this record knows nothing.
+        assert!(!record.is_deletable(id(3, 1)));
+        // And the next segment of the epoch that linked the newest one.
+        assert!(!rolled_twice().is_deletable(id(1, 4)));
+    }
+
+    #[test]
+    fn what_left_the_chain_and_what_can_never_enter_it_is_deletable() {
+        let record = rolled_twice();
+        let first = record.chain[0].id;
+        let offloaded = record.offload(first, run(0, 7), 5).unwrap();
+        assert!(offloaded.is_deletable(first));
+        assert!(!offloaded.is_deletable(record.chain[1].id));
+        // A deposed owner's orphan: an older epoch, and a higher sequence than this one's.
+        let granted = record.grant(BrokerId(2), SessionId(9), 9).unwrap();
+        assert!(granted.is_deletable(id(1, 77)));
+        // One that this epoch gave up before it linked a later one.
+        let dropped = granted_orphan();
+        assert!(dropped.is_deletable(id(1, 1)) && !dropped.is_deletable(id(1, 2)));
+    }
+
+    /// Epoch 1 prepared segment 1, gave it up, and linked segment 2.
+    fn granted_orphan() -> Partition {
+        granted().open_first(segment(1, 2, 10, 0), 2).unwrap()
+    }
+
+    #[test]
+    fn of_a_deleted_partition_everything_is_deletable_and_of_another_nothing() {
+        let record = rolled_twice();
+        let deleted = record.delete(9);
+        assert!(deleted.is_deletable(id(1, 1)) && deleted.is_deletable(id(7, 7)));
+        let foreign = SegmentId {
+            partition: PartitionId(2),
+            ..id(1, 1)
+        };
+        assert!(!deleted.is_deletable(foreign) && !record.is_deletable(foreign));
+    }
+
+    #[test]
+    fn the_offloaded_part_ends_where_the_chain_begins() {
+        let record = rolled_twice();
+        assert_eq!(record.offloaded_end(), Offset(0));
+        let record = record.offload(id(1, 1), run(0, 7), 5).unwrap();
+        assert_eq!(record.offloaded_end(), Offset(7));
+        let record = record.seal(Offset(12), sealed(0), None, 6).unwrap();
+        let record = record.offload(id(1, 2), run(7, 9), 7).unwrap();
+        let record = record.offload(id(1, 3), run(9, 12), 8).unwrap();
+        assert_eq!((record.chain.len(), record.offloaded_end()), (0, Offset(12)));
     }
 
     fn run(base: u64, end: u64) -> Run {
