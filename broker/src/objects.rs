@@ -5,25 +5,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use forebay_meta::model::Partition;
+use forebay_meta::store::Revision;
 use forebay_proto::data::replica::Uploaded;
 use forebay_record::state::PartitionState;
-use forebay_record::{Offset, SessionId};
+use forebay_record::{Offset, PartitionId, SessionId};
+use forebay_runtime::random::Random;
+use forebay_tier::{Bucket, ObjectKind, Written};
 
 use crate::partition::{Folded, Retention};
 
-/// Makes names that are used once: the session is this process's alone, and the counter only rises.
+/// Names of a session's objects, each used once. Clones count together.
 #[derive(Debug, Clone)]
 pub struct Names {
-    session: SessionId,
-    counter: Arc<AtomicU64>,
+    names: Arc<forebay_tier::Names>,
     revision: Arc<AtomicU64>,
 }
 
 impl Names {
     pub(crate) fn new(session: SessionId) -> Self {
         Self {
-            session,
-            counter: Arc::default(),
+            names: Arc::new(forebay_tier::Names::new(session)),
             revision: Arc::default(),
         }
     }
@@ -38,25 +39,61 @@ impl Names {
         self.revision.load(Ordering::Relaxed)
     }
 
-    fn next(&self) -> u64 {
-        self.counter.fetch_add(1, Ordering::Relaxed)
-    }
-
     /// A name for an object of batches.
     pub(crate) fn data(&self, revision: u64) -> String {
-        let _ = (revision, self.session);
-        self.next().to_string()
+        self.names.next(ObjectKind::Data, Revision(revision)).to_string()
     }
 }
 
-/// The object store as an owner uses it.
-#[derive(Debug, Clone)]
-pub struct Objects {}
+/// The object store as an owner uses it. Clones share everything.
+#[derive(Clone)]
+pub struct Objects {
+    bucket: Bucket,
+    random: Arc<dyn Random>,
+}
+
+impl std::fmt::Debug for Objects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Objects").field(&self.bucket.place()).finish()
+    }
+}
 
 impl Objects {
-    pub(crate) async fn verify(&self, _object: &str, _uploaded: &Uploaded) -> Result<(), String> {
-        Err("x".into())
+    /// Over a bucket.
+    #[must_use]
+    pub fn new(bucket: Bucket, random: Arc<dyn Random>) -> Self {
+        Self { bucket, random }
     }
+
+    /// Reads a new object back, as far as that proves that it is what its writer said.
+    pub(crate) async fn verify(
+        &self,
+        object: &str,
+        partition: PartitionId,
+        uploaded: &Uploaded,
+    ) -> Result<(), String> {
+        let Uploaded {
+            object_len,
+            position,
+            len,
+            crc32c,
+            max_timestamp_ms,
+            footer_crc32c,
+        } = *uploaded;
+        let written = Written {
+            object_len,
+            position,
+            len,
+            crc32c,
+            max_timestamp_ms,
+            footer_crc32c,
+        };
+        forebay_tier::verify(&self.bucket, object, partition, &written, &*self.random)
+            .await
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    }
+
     pub(crate) async fn fold(
         &self,
         _names: &Names,

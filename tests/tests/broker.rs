@@ -146,6 +146,7 @@ impl World {
             },
         };
         let parts = Parts {
+            objects: None,
             cluster: self.cluster.id.clone(),
             incarnation: self.cluster.incarnation,
             store: Arc::clone(&self.store),

@@ -162,8 +162,12 @@ impl Driver {
         match (result, self.offloads.objects.clone()) {
             (Ok(uploaded), Some(objects)) => {
                 let (mailbox, object) = (self.settings.mailbox.clone(), copy.object.clone());
+                let partition = copy.partition;
                 self.settings.tasks.spawn(format!("verify {object}"), async move {
-                    let verified = objects.verify(&object, &uploaded).await.map(|()| uploaded);
+                    let verified = objects
+                        .verify(&object, partition, &uploaded)
+                        .await
+                        .map(|()| uploaded);
                     // A closed mailbox owns nothing any more.
                     let _ = mailbox.send(Command::Verified(key, verified)).await;
                 });

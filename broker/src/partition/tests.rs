@@ -346,7 +346,10 @@ impl World {
     fn runs(&self) -> Vec<Run> {
         let listed = self.record.manifest.as_ref();
         let listed = listed.map_or_else(Vec::new, |manifest| self.manifests[&manifest.object].clone());
-        listed.into_iter().chain(self.record.recent.iter().cloned()).collect()
+        listed
+            .into_iter()
+            .chain(self.record.recent.iter().cloned())
+            .collect()
     }
 
     fn state(&self) -> PartitionState {
@@ -932,7 +935,10 @@ fn a_repetition_is_recognised_when_only_objects_remember_the_original() {
     assert!(world.record.chain.is_empty(), "not offloaded");
     for node in world.replicas.keys().copied().collect::<Vec<_>>() {
         world.trim(node);
-        assert!(world.replicas[&node].segments.is_empty(), "{node} still holds something");
+        assert!(
+            world.replicas[&node].segments.is_empty(),
+            "{node} still holds something"
+        );
     }
     world.take_over();
     world.quiesce();

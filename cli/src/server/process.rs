@@ -13,6 +13,7 @@ use forebay_runtime::metrics::Metrics;
 use forebay_runtime::net::{MemNetwork, SystemConnector};
 use forebay_runtime::random::{OsRandom, Random};
 use forebay_runtime::tasks::Tasks;
+use forebay_tier::{Bucket, OpenError, StoreError};
 
 use super::config::Config;
 
@@ -81,6 +82,31 @@ impl Process {
         let options = EtcdOptions::new(endpoints, &config.cluster.name);
         let store = EtcdStore::connect_within(options, &tasks, config.metadata.start_timeout.get()).await?;
         Ok(Arc::new(store))
+    }
+
+    /// Opens the object store that a configuration names, and tries it. One that does not answer now
+    /// holds nothing up but offload; one that refuses, or is another cluster's, does.
+    pub(super) async fn open_bucket(
+        &self,
+        config: &Config,
+        cluster: &Cluster,
+    ) -> anyhow::Result<Option<Bucket>> {
+        let environment = |name: &str| std::env::var(name).ok();
+        let clock = Arc::clone(&self.clock);
+        let bucket =
+            Bucket::open(&config.object_store, &self.metrics, clock, &environment).context("object_store")?;
+        let Some(bucket) = bucket else {
+            tracing::info!("object_store.url is empty: sealed segments stay on the storage nodes");
+            return Ok(None);
+        };
+        match bucket.check(&cluster.id, self.random.as_ref()).await {
+            Ok(()) => {}
+            Err(OpenError::Store(error @ StoreError::Unavailable { .. })) => {
+                tracing::warn!(%error, "the object store does not answer; segments wait on the storage nodes");
+            }
+            Err(error) => return Err(error).context("object_store"),
+        }
+        Ok(Some(bucket))
     }
 
     /// Joins the cluster of a metadata store, or founds it.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use forebay_broker::{Broker, BrokerConfig, Parts, partition};
+use forebay_broker::{Broker, BrokerConfig, Objects, Parts, partition};
 use forebay_meta::cluster::Cluster;
 use forebay_meta::controller::{Controller, Probe, ProbeError};
 use forebay_meta::session::{self, Session};
@@ -22,6 +22,7 @@ use forebay_runtime::config::{Layers, effective_toml};
 use forebay_runtime::net::Addr;
 use forebay_storage_node::disk::DirectIo;
 use forebay_storage_node::{Config as StorageConfig, Environment, StorageNode};
+use forebay_tier::Bucket;
 use tokio::net::TcpListener;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
@@ -50,6 +51,7 @@ struct Site {
     control_address: String,
     cluster: Cluster,
     store: Arc<dyn MetaStore>,
+    bucket: Option<Bucket>,
 }
 
 pub(super) async fn start_with(
@@ -74,11 +76,13 @@ pub(super) async fn start_with(
     let store = process.open_store(&config, embedded).await?;
     let cluster = process.join(&config, store.as_ref()).await?;
     let control_address = format!("http://{}", advertised(&config, grpc_address));
+    let bucket = process.open_bucket(&config, &cluster).await?;
     let site = Site {
         grpc,
         control_address,
         cluster,
         store,
+        bucket,
     };
     let control = Control::new();
     let has = |role| roles.contains(&role);
@@ -308,7 +312,10 @@ async fn start_broker(
         },
     };
     let parts = Parts {
-        objects: None,
+        objects: site
+            .bucket
+            .clone()
+            .map(|bucket| Objects::new(bucket, Arc::clone(&process.random))),
         cluster: site.cluster.id.clone(),
         incarnation: site.cluster.incarnation,
         store: Arc::clone(&site.store),

@@ -60,6 +60,11 @@ pub async fn start_standalone(options: StandaloneOptions) -> anyhow::Result<Runn
     // The roles meet inside the process.
     config.storage.data_listen = String::new();
     config.broker.data_listen = String::new();
+    if config.object_store.url.is_empty() {
+        let objects = std::path::absolute(data_dir.join("objects"))
+            .with_context(|| format!("the data folder {} has no absolute path", data_dir.display()))?;
+        config.object_store.url = format!("file://{}", objects.display());
+    }
     let metadata = data_dir.join("metadata.redb");
     start_with(Process::new("standalone"), &Role::ALL, config, Some(&metadata)).await
 }
