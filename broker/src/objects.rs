@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use forebay_meta::model::Partition;
+use forebay_meta::model::{ManifestRef, Partition};
 use forebay_meta::store::Revision;
 use forebay_proto::data::replica::Uploaded;
 use forebay_record::state::PartitionState;
 use forebay_record::{Offset, PartitionId, SessionId};
 use forebay_runtime::random::Random;
-use forebay_tier::{Bucket, ObjectKind, Written};
+use forebay_tier::{Bucket, Log, Manifests, ObjectKind, Reader, Written};
 
 use crate::partition::{Folded, Retention};
 
@@ -48,8 +48,14 @@ impl Names {
 /// The object store as an owner uses it. Clones share everything.
 #[derive(Clone)]
 pub struct Objects {
-    bucket: Bucket,
-    random: Arc<dyn Random>,
+    /// Where objects are.
+    pub bucket: Bucket,
+    /// Reads runs.
+    pub reader: Reader,
+    /// Reads and writes manifests.
+    pub manifests: Manifests,
+    /// Chooses what is read back.
+    pub random: Arc<dyn Random>,
 }
 
 impl std::fmt::Debug for Objects {
@@ -59,12 +65,6 @@ impl std::fmt::Debug for Objects {
 }
 
 impl Objects {
-    /// Over a bucket.
-    #[must_use]
-    pub fn new(bucket: Bucket, random: Arc<dyn Random>) -> Self {
-        Self { bucket, random }
-    }
-
     /// Reads a new object back, as far as that proves that it is what its writer said.
     pub(crate) async fn verify(
         &self,
@@ -94,23 +94,119 @@ impl Objects {
             .map_err(|error| error.to_string())
     }
 
+    /// Writes the manifest of all ranges that retention keeps.
     pub(crate) async fn fold(
         &self,
-        _names: &Names,
-        _revision: u64,
-        _record: &Partition,
-        _retention: &Retention,
+        names: &Names,
+        revision: u64,
+        record: &Partition,
+        retention: &Retention,
     ) -> Result<Folded, String> {
-        Err("x".into())
+        let log = Log {
+            partition: record.id,
+            log_start: retention.log_start,
+            manifest: record.manifest.as_ref(),
+            recent: &record.recent,
+            tail_bytes: retention.newer_bytes,
+        };
+        let keep = forebay_tier::Retention {
+            ms: retention.retention_ms,
+            bytes: retention.retention_bytes,
+        };
+        let expired = self.manifests.plan_retention(log, keep, retention.now_ms).await;
+        let log_start = expired
+            .map_err(|error| error.to_string())?
+            .map_or(retention.log_start, |end| end.max(retention.log_start));
+        let manifest = self
+            .manifests
+            .fold(
+                &names.names,
+                Revision(revision),
+                record.id,
+                record.manifest.as_ref(),
+                &record.recent,
+                log_start,
+            )
+            .await
+            .map_err(|error| error.to_string())?;
+        let (oldest_ms, bytes) = match &manifest {
+            Some(manifest) => self.extent(record.id, manifest, log_start).await?,
+            None => (i64::MAX, 0),
+        };
+        Ok(Folded {
+            manifest,
+            log_start,
+            oldest_ms,
+            bytes,
+        })
     }
-    pub(crate) async fn state(&self, _record: &Partition) -> Result<PartitionState, String> {
-        Err("x".into())
+
+    /// Largest timestamp of a manifest's oldest range, and the bytes of all.
+    async fn extent(
+        &self,
+        partition: PartitionId,
+        manifest: &ManifestRef,
+        log_start: Offset,
+    ) -> Result<(i64, u64), String> {
+        let root = self.manifests.root(partition, manifest).await;
+        let bytes = root
+            .map_err(|error| error.to_string())?
+            .pages
+            .iter()
+            .map(|page| page.bytes)
+            .sum();
+        let oldest = self
+            .manifests
+            .runs_from(partition, manifest, log_start, 1)
+            .await
+            .map_err(|error| error.to_string())?;
+        let oldest_ms = oldest.first().map_or(i64::MAX, |run| run.max_timestamp_ms);
+        Ok((oldest_ms, bytes))
     }
+
+    /// The state at the end of what is offloaded.
+    pub(crate) async fn state(&self, record: &Partition) -> Result<PartitionState, String> {
+        let newest = match (record.recent.last(), &record.manifest) {
+            (Some(run), _) => Some(run.clone()),
+            (None, Some(manifest)) => self
+                .manifests
+                .run_at(record.id, manifest, Offset(manifest.end.0.saturating_sub(1)))
+                .await
+                .map_err(|error| error.to_string())?,
+            (None, None) => None,
+        };
+        let run = newest.ok_or_else(|| format!("no object of {} is known", record.id))?;
+        self.reader.state(&run).await.map_err(|error| error.to_string())
+    }
+
+    /// Base offset of the first offloaded batch that reaches a time, none where none does.
     pub(crate) async fn lookup(
         &self,
-        _record: &Partition,
-        _timestamp_ms: i64,
+        record: &Partition,
+        timestamp_ms: i64,
     ) -> Result<Option<Offset>, String> {
-        Err("x".into())
+        let mut from = record.log_start;
+        loop {
+            let listed = record.recent.iter();
+            let mut listed = listed.filter(|run| run.end > from && run.max_timestamp_ms >= timestamp_ms);
+            let run = match &record.manifest {
+                Some(manifest) if from < manifest.end => {
+                    let found = self
+                        .manifests
+                        .run_reaching(record.id, manifest, from, timestamp_ms)
+                        .await;
+                    found.map_err(|error| error.to_string())?
+                }
+                _ => None,
+            };
+            let Some(run) = run.or_else(|| listed.next().cloned()) else {
+                return Ok(None);
+            };
+            let found = self.reader.lookup(&run, from, timestamp_ms).await;
+            if let Some(offset) = found.map_err(|error| error.to_string())? {
+                return Ok(Some(offset));
+            }
+            from = run.end;
+        }
     }
 }

@@ -12,6 +12,7 @@ use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
 
 use crate::control::Control;
+use crate::fetch::cold::Cold;
 
 /// Settings of a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub struct Deps {
     pub fronts: Dialer<FrontProtocol>,
     /// Opens sessions with storage nodes.
     pub nodes: Dialer<ReplicaProtocol>,
+    /// The object store, where there is one.
+    pub cold: Option<Cold>,
     /// Finds who answers control calls.
     pub control: Control,
     /// Time.

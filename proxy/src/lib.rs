@@ -26,6 +26,7 @@ pub use admin::AdminHandler;
 pub use config::{Deps, ProxyConfig};
 pub use control::{CHANNELS_MAX, Control, ControlError};
 pub use fetch::ANSWER_BYTES_MAX;
+pub use fetch::cold::Cold;
 pub use front::MESSAGE_BYTES_MAX;
 pub use front::service::DataService;
 pub use produce::stream::AnswerStream;

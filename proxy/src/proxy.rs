@@ -215,6 +215,7 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         Arc::clone(&clock),
         Arc::clone(&random),
         metrics.clone(),
+        cold,
     );
     let driver = Driver {
         intake,

@@ -1,4 +1,5 @@
-//! Reading below the owner's tail: a plan from the owner, the bytes from storage nodes.
+//! Reading below the owner's tail: a plan from the owner, the bytes from storage nodes or, where a
+//! range was offloaded, from the object store ([`super::cold`]).
 //!
 //! Each segment is read up to the bound that was stated for it and for no other (I13, I14). A
 //! replica that does not have the bytes sends the reader to the next one, then for a new plan,
@@ -22,6 +23,7 @@ use forebay_runtime::clock::{self, Clock};
 use forebay_runtime::random::Random;
 use parking_lot::Mutex;
 
+use super::cold::Cold;
 use super::plan::{self, Next, Place};
 use crate::membership::Membership;
 use crate::metrics::ProxyMetrics;
@@ -51,6 +53,14 @@ pub(crate) struct Caught {
     pub batches: Bytes,
 }
 
+/// Whether a plan says where an offset is.
+fn is_covered(plan: &ReadPlan, offset: Offset) -> bool {
+    matches!(
+        plan::place(plan, offset),
+        Place::Segment(_) | Place::Run(_) | Place::Manifest(_)
+    )
+}
+
 struct Known {
     plan: Arc<ReadPlan>,
     at: Duration,
@@ -63,6 +73,7 @@ pub(crate) struct CatchUp {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub metrics: ProxyMetrics,
+    cold: Option<Cold>,
     plans: Mutex<HashMap<PartitionId, Known>>,
     /// Spreads reads over replicas.
     turn: AtomicUsize,
@@ -76,6 +87,7 @@ impl CatchUp {
         clock: Arc<dyn Clock>,
         random: Arc<dyn Random>,
         metrics: ProxyMetrics,
+        cold: Option<Cold>,
     ) -> Self {
         let (plans, turn) = (Mutex::default(), AtomicUsize::new(0));
         Self {
@@ -85,6 +97,7 @@ impl CatchUp {
             clock,
             random,
             metrics,
+            cold,
             plans,
             turn,
         }
@@ -93,7 +106,16 @@ impl CatchUp {
     /// Whether a fresh plan says where an offset is: then the owner need not be asked at all.
     pub(crate) fn covers(&self, partition: PartitionId, offset: Offset) -> bool {
         self.fresh(partition)
-            .is_some_and(|plan| matches!(plan::place(&plan, offset), Place::Segment(_)))
+            .is_some_and(|plan| is_covered(&plan, offset))
+    }
+
+    fn cold(&self, partition: PartitionId) -> Result<&Cold, Failure> {
+        self.cold.as_ref().ok_or_else(|| {
+            let what = format!(
+                "partition {partition} is partly in the object store, and this proxy has none: object_store.url is empty"
+            );
+            Failure::new(ErrorCode::Unavailable, what)
+        })
     }
 
     fn fresh(&self, partition: PartitionId) -> Option<Arc<ReadPlan>> {
@@ -115,7 +137,7 @@ impl CatchUp {
     ) -> Result<Caught, Failure> {
         let mut backoff = Backoff::new(BACKOFF, Arc::clone(&self.clock), Arc::clone(&self.random));
         // A plan that does not reach the offset says nothing about it: the log has grown since.
-        let reaches = |plan: &Arc<ReadPlan>| matches!(plan::place(plan, from), Place::Segment(_));
+        let reaches = |plan: &Arc<ReadPlan>| is_covered(plan, from);
         let mut known = self.fresh(partition).filter(reaches);
         loop {
             let plan = match known.take() {
@@ -123,17 +145,15 @@ impl CatchUp {
                 None => self.ask(owner, partition, from).await?,
             };
             let (high_watermark, log_start) = (plan.high_watermark, plan.log_start);
-            let failure = match plan::place(&plan, from) {
-                Place::Segment(segment) => match self.read_segment(segment, from, max_bytes).await {
-                    Ok(batches) => {
-                        self.metrics.bytes_out_catch_up.inc_by(batches.len() as u64);
-                        return Ok(Caught {
-                            high_watermark,
-                            log_start,
-                            batches,
-                        });
-                    }
-                    Err(failure) => failure,
+            let read = match plan::place(&plan, from) {
+                Place::Segment(segment) => self.read_segment(segment, from, max_bytes).await,
+                Place::Run(run) => match self.cold(partition) {
+                    Ok(cold) => cold.read_run(partition, run, from, max_bytes).await,
+                    Err(failure) => Err(failure),
+                },
+                Place::Manifest(manifest) => match self.cold(partition) {
+                    Ok(cold) => cold.read_manifest(partition, manifest, from, max_bytes).await,
+                    Err(failure) => Err(failure),
                 },
                 Place::BelowStart => {
                     return Err(super::out_of_range(partition, from, log_start, high_watermark));
@@ -145,10 +165,21 @@ impl CatchUp {
                         batches: Bytes::new(),
                     });
                 }
-                Place::Missing => Failure::new(
+                Place::Missing => Err(Failure::new(
                     ErrorCode::Unavailable,
                     format!("partition {partition} offset {from} lies in no segment of the owner's plan"),
-                ),
+                )),
+            };
+            let failure = match read {
+                Ok(batches) => {
+                    self.metrics.bytes_out_catch_up.inc_by(batches.len() as u64);
+                    return Ok(Caught {
+                        high_watermark,
+                        log_start,
+                        batches,
+                    });
+                }
+                Err(failure) => failure,
             };
             // Whatever the plan said did not help: forget it.
             self.plans.lock().remove(&partition);

@@ -12,6 +12,7 @@
 
 mod ask;
 pub(crate) mod catch_up;
+pub(crate) mod cold;
 pub(crate) mod plan;
 
 use std::collections::BTreeMap;

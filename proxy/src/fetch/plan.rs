@@ -1,7 +1,7 @@
 //! Pure decisions of a fetch: budgets, where in a plan an offset lies, what a node's answer means.
 
 use bytes::Bytes;
-use forebay_proto::data::front::{PlanSegment, ReadPlan};
+use forebay_proto::data::front::{PlanManifest, PlanRun, PlanSegment, ReadPlan};
 use forebay_proto::data::replica::NodeFailure;
 use forebay_record::Offset;
 use forebay_record::batch::Batches;
@@ -11,6 +11,10 @@ use forebay_record::batch::Batches;
 pub(crate) enum Place<'a> {
     /// In this segment.
     Segment(&'a PlanSegment),
+    /// In this range of an object.
+    Run(&'a PlanRun),
+    /// In a range that the manifest lists.
+    Manifest(&'a PlanManifest),
     /// Below the first offset that is kept.
     BelowStart,
     /// At or after everything the plan covers: the owner has it.
@@ -24,13 +28,28 @@ pub(crate) fn place(plan: &ReadPlan, offset: Offset) -> Place<'_> {
     if offset < plan.log_start {
         return Place::BelowStart;
     }
+    if let Some(manifest) = plan.manifest.as_ref().filter(|manifest| offset < manifest.end) {
+        return Place::Manifest(manifest);
+    }
+    if let Some(run) = plan.runs.iter().find(|run| offset >= run.base && offset < run.end) {
+        return Place::Run(run);
+    }
+    let last_run = plan.runs.last().map(|run| run.end);
     match plan
         .segments
         .iter()
         .find(|one| offset >= one.base && offset < one.until)
     {
         Some(segment) => Place::Segment(segment),
-        None if plan.segments.last().is_none_or(|last| offset >= last.until) => Place::Beyond,
+        None if plan
+            .segments
+            .last()
+            .map(|last| last.until)
+            .or(last_run)
+            .is_none_or(|end| offset >= end) =>
+        {
+            Place::Beyond
+        }
         None => Place::Missing,
     }
 }
