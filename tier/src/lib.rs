@@ -7,16 +7,21 @@
 //! partition, when to offload and when to trim are decided elsewhere.
 
 mod bucket;
+mod cache;
 mod config;
 mod error;
+mod manifest;
 mod names;
+mod reader;
 mod run_writer;
 mod tail;
 mod verify;
 
 pub use bucket::{Bucket, DELETE_NAMES_MAX, Listed};
 pub use config::{CacheConfig, Location, ObjectStoreConfig};
-pub use error::{OpenError, StoreError, WriteError};
+pub use error::{OpenError, StoreError, StoreError as ReadError, WriteError};
+pub use manifest::{Log, Manifests, Retention, RunSpan, plan_retention};
 pub use names::{Names, ObjectKind, ObjectName};
+pub use reader::{AHEAD_MAX, READ_BYTES_MAX, Reader};
 pub use run_writer::{RunStart, RunWriter, Written};
 pub use verify::verify;
