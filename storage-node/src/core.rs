@@ -2,8 +2,10 @@
 //! is accepted into the journal, and says what may be answered.
 //!
 //! Room for a frame is made *before* the replica decides on it. So whenever a file is begun,
-//! nothing is staged, and its snapshot claims only what is durable. An error of the disk is final:
-//! nothing is written any more, nobody is told that anything is durable, reads go on.
+//! nothing is staged, and its snapshot claims only what is durable. A trimmed segment leaves the
+//! index, and with it its bytes become free, only after floor and trim are durable (I17). An error of
+//! the disk is final: nothing is written any more, nobody is told that anything is durable, reads
+//! go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,9 +19,11 @@ use forebay_runtime::random::Random;
 use crate::content::CheckedFrame;
 use crate::disk::Disk;
 use crate::index::{Entry, Index};
-use crate::journal::files::{FileTable, Pool, RESERVED_FILES, Spare};
+use crate::journal::files::FileTable;
 use crate::journal::note::{COMMITTED_MAX, Note};
+use crate::journal::pool::{Pool, Purpose, Spare};
 use crate::journal::writer::{Fit, Writer};
+use crate::pressure::Level;
 use crate::replica::{Admission, Appended, Counts, Peer, Replica, Synced};
 use crate::superblock::{Superblock, SuperblockError};
 
@@ -60,7 +64,6 @@ pub(crate) struct Parts {
     pub pool: Arc<Pool>,
     pub index: Arc<Index>,
     pub random: Arc<dyn RandomSource>,
-    pub budget_bytes: u64,
 }
 
 /// Randomness that can be printed as part of a struct.
@@ -88,6 +91,17 @@ impl RandomSource for Salts {
 enum For {
     Data,
     Note,
+    /// Trims alone may write to the end of the last file: they are what makes room again.
+    Trim,
+}
+
+impl For {
+    const fn purpose(self) -> Purpose {
+        match self {
+            Self::Data => Purpose::Data,
+            Self::Note | Self::Trim => Purpose::Notes,
+        }
+    }
 }
 
 /// Why there is no room.
@@ -105,12 +119,16 @@ pub(crate) struct Core {
     staged: BTreeMap<SegmentId, Vec<Entry>>,
     /// Segments of which something else than their frames changed.
     changed: BTreeSet<SegmentId>,
+    /// Segments whose trim is written and not durable yet.
+    trimmed: Vec<SegmentId>,
     out: Vec<(Peer, FromNode)>,
     /// Only this thread knows that the last block is synced.
     unmarked: bool,
     /// A mark or a note waits for a quiet moment.
     idle_due: bool,
     full: bool,
+    /// What the disk's ladder lets in.
+    ladder: Admission,
     /// What the node as a whole takes, beside the disk's ladder.
     wanted: Admission,
     queue_delay_us: u32,
@@ -125,10 +143,12 @@ impl Core {
             failed: None,
             staged: BTreeMap::new(),
             changed: BTreeSet::new(),
+            trimmed: Vec::new(),
             out: Vec::new(),
             unmarked: true,
             idle_due: true,
             full: false,
+            ladder: Admission::All,
             wanted: Admission::All,
             queue_delay_us: 0,
             written: Written::default(),
@@ -149,8 +169,10 @@ impl Core {
         if self.failed.is_some() {
             return self.out.push((peer, refused(Refusal::Failed)));
         }
-        if self.full && self.has_budget(For::Data) && self.parts.pool.is_ready() {
+        if self.full && self.parts.pool.is_ready() {
             self.full = false;
+        }
+        if self.ladder != Admission::All {
             self.admit();
         }
         // A frame that is too large for any file will be refused, so no room is made for it.
@@ -208,6 +230,30 @@ impl Core {
             self.write_notes();
         }
         self.parts.replica.fenced(peer, request, states);
+    }
+
+    /// Forgets segments that nobody needs any more. Their bytes are given up by [`Core::flush`], once
+    /// floor and trim are durable. Returns how many it were: less where the last room is used up.
+    pub(crate) fn trim(&mut self, segments: &[SegmentId]) -> u64 {
+        let mut count = 0;
+        for segment in segments {
+            if self.failed.is_some() {
+                return count;
+            }
+            // For floor and trim in one block: the second must not follow without the first.
+            if let Err(reason) = self.make_room(2 * NOTE_LEN_MAX, For::Trim) {
+                self.no_room_for_note(&reason);
+                return count;
+            }
+            if self.parts.replica.trim(*segment) {
+                count += 1;
+                self.staged.remove(segment);
+                self.changed.remove(segment);
+                self.write_notes();
+                self.trimmed.push(*segment);
+            }
+        }
+        count
     }
 
     /// Takes committed offsets.
@@ -393,6 +439,9 @@ impl Core {
     /// Everything staged is durable: shows it to readers, then to those who wait.
     fn settle(&mut self) {
         let Synced { acks, replies } = self.parts.replica.synced();
+        for segment in self.trimmed.drain(..) {
+            self.parts.index.forget(segment);
+        }
         for (segment, entries) in std::mem::take(&mut self.staged) {
             if let Some(state) = self.parts.replica.segment(segment) {
                 self.parts.index.publish(&state, &entries);
@@ -414,13 +463,13 @@ impl Core {
 
     /// Sees to it that a frame of this length can be pushed.
     fn make_room(&mut self, frame_len: usize, whom: For) -> Result<(), NoRoom> {
-        if self.parts.writer.fit(frame_len) == Fit::Now {
+        if self.fits(frame_len, whom) {
             return Ok(());
         }
         if !self.parts.writer.is_empty() {
             self.commit_block().map_err(NoRoom::Failed)?;
         }
-        if self.parts.writer.fit(frame_len) == Fit::Now {
+        if self.fits(frame_len, whom) {
             return Ok(());
         }
         let spare = self.spare(whom)?;
@@ -431,41 +480,30 @@ impl Core {
         }
     }
 
-    /// Whether another file may be begun.
-    fn has_budget(&self, whom: For) -> bool {
-        let files_max = self.parts.budget_bytes / self.parts.pool.file_len();
-        let kept_back = if whom == For::Data {
-            RESERVED_FILES as u64
-        } else {
-            0
-        };
-        self.parts.table.len() as u64 + kept_back < files_max.max(1)
+    /// Whether a frame goes into the current block. The last quarter of the last file there is
+    /// belongs to trims.
+    fn fits(&self, frame_len: usize, whom: For) -> bool {
+        let (writer, pool) = (&self.parts.writer, &self.parts.pool);
+        if writer.fit(frame_len) != Fit::Now {
+            return false;
+        }
+        let kept = pool.file_len() / 4;
+        whom == For::Trim
+            || writer.room_left().saturating_sub(frame_len as u64) >= kept
+            || pool.can_give(Purpose::Notes)
     }
 
     fn spare(&self, whom: For) -> Result<Spare, NoRoom> {
-        if !self.has_budget(whom) {
+        let pool = &self.parts.pool;
+        // While the disk is known to be full, data takes only a file that somebody else made.
+        let hopeless = self.full && whom == For::Data && !pool.is_ready();
+        if hopeless || !pool.can_give(whom.purpose()) {
             return Err(NoRoom::Full);
         }
-        // While the disk is known to be full, only a file that somebody else made is taken.
-        let taken = if self.full && whom == For::Data && !self.parts.pool.is_ready() {
-            return Err(NoRoom::Full);
-        } else {
-            self.parts.pool.take()
-        };
-        match taken {
-            Ok(spare) => Ok(spare),
-            Err(error) => {
-                tracing::warn!(%error, "no file to go on with");
-                if whom == For::Data {
-                    return Err(NoRoom::Full);
-                }
-                match self.parts.pool.take_reserved() {
-                    Ok(Some(spare)) => Ok(spare),
-                    Ok(None) => Err(NoRoom::Full),
-                    Err(source) => Err(NoRoom::Failed(self.disk_failure(source))),
-                }
-            }
-        }
+        pool.take(whom.purpose()).map_err(|error| {
+            tracing::warn!(%error, "no file to go on with");
+            NoRoom::Full
+        })
     }
 
     fn roll(&mut self, spare: Spare) -> Result<(), JournalFailure> {
@@ -477,24 +515,27 @@ impl Core {
         self.written.overhead += rolled.map_err(|source| self.disk_failure(source))?;
         self.written.fsyncs += 1;
         self.parts.superblock.newest_file = self.parts.writer.file().header.number;
-        self.parts.superblock.write(&*self.parts.disk)?;
         self.unmarked = false;
-        Ok(())
+        match self.parts.superblock.write(&*self.parts.disk) {
+            // It names the newest file only so that a missing one is noticed at a start; on a disk
+            // that others have filled, the last one it named has to do.
+            Err(SuperblockError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                tracing::warn!(error = %source, "the superblock does not learn of the newest file");
+                Ok(())
+            }
+            written => Ok(written?),
+        }
     }
 
-    /// 85 % of the budget: no new segments; 95 %: no data.
+    /// Sets what is taken by what the disk has left.
     fn admit(&mut self) {
-        let files = self.parts.table.len() as u64;
-        let used = files.saturating_sub(1) * self.parts.pool.file_len() + self.parts.writer.at();
-        let budget = self.parts.budget_bytes;
-        let ladder = if self.full || used >= budget / 20 * 19 {
+        let used = self.parts.table.written_bytes(self.parts.writer.durable());
+        self.ladder = if self.full {
             Admission::NoData
-        } else if used >= budget / 20 * 17 {
-            Admission::NoNewSegments
         } else {
-            Admission::All
+            Level::of(used, self.parts.pool.data_bytes_max()).admission()
         };
-        self.parts.replica.admit(ladder.max(self.wanted));
+        self.parts.replica.admit(self.ladder.max(self.wanted));
     }
 
     fn disk_failure(&self, source: io::Error) -> JournalFailure {
@@ -507,7 +548,7 @@ impl Core {
     fn no_room_for_note(&mut self, reason: &NoRoom) {
         match reason {
             NoRoom::Failed(failure) => self.fail(failure),
-            NoRoom::Full => tracing::error!("disk full: a fence or a note cannot be written"),
+            NoRoom::Full => tracing::error!("disk full: a fence, a trim or a note cannot be written"),
         }
     }
 

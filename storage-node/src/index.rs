@@ -3,14 +3,16 @@
 //! One entry of 48 bytes for each frame: a replica's limit on frames bounds the memory, and at
 //! 64 KiB a frame an index of 8 Mi entries covers half a terabyte. An entry is added only after
 //! the fsync that covers its frame, so a reader never sees bytes that a crash could take back.
-//! Locks are held to copy entries, never over I/O.
+//! A trimmed segment leaves only after its trim is durable, and a journal file is free once no entry
+//! lies in it. Locks are held to copy entries, never over I/O.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use forebay_record::frame::{FrameKind, HEADER_LEN};
-use forebay_record::{Offset, SegmentId};
+use forebay_record::{Epoch, Offset, PartitionId, SegmentId};
 use parking_lot::RwLock;
 
 use crate::content::CheckedFrame;
@@ -66,9 +68,34 @@ pub struct SegmentIndex {
     base: Offset,
     tail: AtomicU64,
     committed: AtomicU64,
+    bytes: AtomicU64,
     fenced: AtomicBool,
     limbo: AtomicBool,
     entries: RwLock<Vec<Entry>>,
+}
+
+/// What is held of a segment, for whoever decides whether it is still needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldFacts {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Its first offset.
+    pub base: Offset,
+    /// First offset not held.
+    pub tail: Offset,
+    /// Bytes of its frames.
+    pub bytes: u64,
+    /// Its frames.
+    pub frames: u64,
+}
+
+/// Which journal files are in use, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// For each range asked for, whether a frame lies in it.
+    pub used: Vec<bool>,
+    /// Segments with the first of the ranges that they use; those that use none are left out.
+    pub first: Vec<(SegmentId, usize)>,
 }
 
 impl SegmentIndex {
@@ -77,6 +104,7 @@ impl SegmentIndex {
             base: state.base,
             tail: AtomicU64::new(state.tail.0),
             committed: AtomicU64::new(state.committed.0),
+            bytes: AtomicU64::new(entries.iter().map(Entry::frame_len).sum()),
             fenced: AtomicBool::new(state.fenced.is_some()),
             limbo: AtomicBool::new(state.limbo),
             entries: RwLock::new(entries),
@@ -111,6 +139,13 @@ impl SegmentIndex {
     /// Bytes may be missing.
     pub fn is_limbo(&self) -> bool {
         self.limbo.load(Ordering::Acquire)
+    }
+
+    /// Whether a frame is held, and where the entry says.
+    pub fn has(&self, wanted: &Entry) -> bool {
+        let entries = self.entries.read();
+        let at = entries.binary_search_by_key(&wanted.position, |entry| entry.position);
+        at.is_ok_and(|at| entries.get(at) == Some(wanted))
     }
 
     /// The entries from the frame that holds `from`, or the next after it, up to `until`, as long
@@ -182,15 +217,79 @@ impl Index {
         counts
     }
 
-    /// Whether any frame lies in a range of positions.
-    pub fn holds(&self, positions: &std::ops::Range<u64>) -> bool {
-        self.segments.read().values().any(|segment| {
+    /// All segments, rising.
+    pub fn held(&self) -> Vec<HeldFacts> {
+        let facts = |(id, segment): (&SegmentId, &Arc<SegmentIndex>)| HeldFacts {
+            segment: *id,
+            base: segment.base,
+            tail: segment.tail(),
+            bytes: segment.bytes.load(Ordering::Relaxed),
+            frames: segment.entries.read().len() as u64,
+        };
+        self.segments.read().iter().map(facts).collect()
+    }
+
+    /// Whether anything is held of a partition.
+    pub fn holds(&self, partition: PartitionId) -> bool {
+        let first = SegmentId {
+            partition,
+            epoch: Epoch(0),
+            seq: 0,
+        };
+        let last = SegmentId {
+            epoch: Epoch(u32::MAX),
+            seq: u32::MAX,
+            ..first
+        };
+        self.segments.read().range(first..=last).next().is_some()
+    }
+
+    /// Who uses these ranges of positions, which must rise and not overlap.
+    pub fn survey(&self, ranges: &[Range<u64>]) -> Survey {
+        let mut survey = Survey {
+            used: vec![false; ranges.len()],
+            first: Vec::new(),
+        };
+        let segments: Vec<_> = self
+            .segments
+            .read()
+            .iter()
+            .map(|(id, segment)| (*id, Arc::clone(segment)))
+            .collect();
+        for (id, segment) in segments {
             let entries = segment.entries.read();
-            let at = entries.partition_point(|entry| entry.position < positions.start);
-            entries
-                .get(at)
-                .is_some_and(|entry| entry.position < positions.end)
-        })
+            let (mut at, mut first) = (0, None);
+            // From file to file: the entries between are passed over.
+            while let Some(entry) = entries.get(at) {
+                let range = ranges.partition_point(|range| range.end <= entry.position);
+                let Some(here) = ranges.get(range) else { break };
+                let passed = if entry.position < here.start {
+                    here.start
+                } else {
+                    first.get_or_insert(range);
+                    if let Some(used) = survey.used.get_mut(range) {
+                        *used = true;
+                    }
+                    here.end
+                };
+                let rest = entries.get(at..).unwrap_or_default();
+                at += rest.partition_point(|entry| entry.position < passed);
+            }
+            survey.first.extend(first.map(|first| (id, first)));
+        }
+        survey
+    }
+
+    /// Whether a frame is still held where its entry says.
+    pub fn has(&self, segment: SegmentId, entry: &Entry) -> bool {
+        self.get(segment).is_some_and(|segment| segment.has(entry))
+    }
+
+    /// Forgets a segment whose trim is durable.
+    pub(crate) fn forget(&self, segment: SegmentId) {
+        let forgotten = self.segments.write().remove(&segment);
+        // Freeing its entries takes a while, and others wait for the lock.
+        drop(forgotten);
     }
 
     /// Adds durable frames, each with its segment's state after all of them; makes the segment
@@ -204,6 +303,8 @@ impl Index {
             }
         };
         segment.entries.write().extend_from_slice(entries);
+        let bytes = entries.iter().map(Entry::frame_len).sum();
+        segment.bytes.fetch_add(bytes, Ordering::Relaxed);
         segment.fenced.store(state.fenced.is_some(), Ordering::Release);
         segment.limbo.store(state.limbo, Ordering::Release);
         segment.committed.fetch_max(state.committed.0, Ordering::AcqRel);
@@ -276,6 +377,23 @@ mod tests {
         assert_eq!(state(15), [3, 4]);
         assert_eq!(state(14), [0, 1, 2]);
         assert_eq!(state(10), [0, 1]);
-        assert!(index.holds(&(4500..5001)) && !index.holds(&(5001..9000)) && !index.holds(&(0..1000)));
+        let used = |range| index.survey(&[range]).used[0];
+        assert!(used(4500..5001) && !used(5001..9000) && !used(0..1000));
+        let survey = index.survey(&[0..900, 1500..2500, 2500..2600, 2600..4000, 4000..4001]);
+        assert_eq!(survey.used, [false, true, false, true, true]);
+        assert_eq!(survey.first, [(writer.segment, 1)]);
+        let bytes = entries.iter().map(Entry::frame_len).sum();
+        let facts = HeldFacts {
+            segment: writer.segment,
+            base: Offset(10),
+            tail: writer.next,
+            bytes,
+            frames: 5,
+        };
+        assert_eq!(index.held(), [facts]);
+        let other = PartitionId(writer.segment.partition.0 + 1);
+        assert!(index.holds(writer.segment.partition) && !index.holds(other));
+        index.forget(writer.segment);
+        assert!(!index.holds(writer.segment.partition) && index.held().is_empty());
     }
 }

@@ -13,6 +13,7 @@ mod index;
 pub mod journal;
 mod metrics;
 mod node;
+mod pressure;
 mod read;
 mod register;
 pub mod replica;
@@ -20,6 +21,7 @@ mod resume;
 mod superblock;
 #[cfg(test)]
 mod testing;
+mod trim;
 
 pub use config::Config;
 pub use content::{CheckedFrame, ContentError};

@@ -5,6 +5,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::node::Shared;
+use crate::pressure::Level;
+use crate::trim::Figures;
+
 /// The counters, gauges and histograms of one node.
 #[derive(Debug, Clone)]
 pub(crate) struct NodeMetrics {
@@ -54,5 +58,62 @@ impl NodeMetrics {
             read_bytes: metrics.counter("read_bytes", "Bytes of answers to read requests"),
             reads_overloaded: metrics.counter("reads_overloaded", "Read requests refused for want of room"),
         }
+    }
+}
+
+/// What is counted about letting go of segments, and about how full the disk is.
+#[derive(Debug, Clone)]
+pub(crate) struct TrimMetrics {
+    pub segments: Counter,
+    pub files: Counter,
+    pub reads: Counter,
+    pub urges: Counter,
+    waiting_segments: Gauge,
+    waiting_bytes: Gauge,
+    unrecorded: Gauge,
+    disk_used_bytes: Gauge,
+    disk_budget_bytes: Gauge,
+    disk_level: Gauge,
+    held_bytes: Gauge,
+}
+
+impl TrimMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let metrics = metrics.scope("storage");
+        Self {
+            segments: metrics.counter("trim_segments", "Segments forgotten because no record needs them"),
+            files: metrics.counter("trim_files", "Journal files taken out of use"),
+            reads: metrics.counter("trim_reads", "Reads of partition records, up to 64 records each"),
+            urges: metrics.counter("trim_urges", "Times that brokers were asked to offload"),
+            waiting_segments: metrics.gauge(
+                "trim_waiting_segments",
+                "Segments that no record needs and that stay a while for readers",
+            ),
+            waiting_bytes: metrics.gauge("trim_waiting_bytes", "Bytes of frames of those segments"),
+            unrecorded: metrics.gauge(
+                "trim_partitions_without_record",
+                "Partitions with segments here whose record is missing or damaged: nothing of them is deleted",
+            ),
+            disk_used_bytes: metrics.gauge("disk_used_bytes", "Bytes of all journal files, in use or not"),
+            disk_budget_bytes: metrics.gauge("disk_budget_bytes", "Most bytes of all journal files"),
+            disk_level: metrics.gauge(
+                "disk_level",
+                "Pressure: 0 calm, 1 early, 2 owners are urged, 3 no new segments, 4 no data",
+            ),
+            held_bytes: metrics.gauge("held_bytes", "Bytes of frames held"),
+        }
+    }
+
+    pub(crate) fn show(&self, figures: &Figures, shared: &Shared, level: Level) {
+        let set = |gauge: &Gauge, value: u64| {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        set(&self.waiting_segments, figures.released);
+        set(&self.waiting_bytes, figures.released_bytes);
+        set(&self.unrecorded, figures.unrecorded);
+        set(&self.disk_used_bytes, shared.pool.bytes());
+        set(&self.disk_budget_bytes, shared.pool.budget_bytes());
+        set(&self.disk_level, level as u64);
+        set(&self.held_bytes, figures.bytes);
     }
 }

@@ -219,20 +219,46 @@ impl Reader {
         })
     }
 
+    /// A segment may be trimmed while it is read. Its files are written again only after every reader
+    /// let go of them, but one that was not taken hold of yet is no longer found, or found to be
+    /// another: then the segment is gone, and nothing is damaged.
     fn headers_and_frames(
         &self,
         segment: SegmentId,
         entries: &[Entry],
-        mut take: impl FnMut(&Entry, &FrameHeader, Bytes) -> bool,
+        take: impl FnMut(&Entry, &FrameHeader, Bytes) -> bool,
     ) -> Result<(), NodeFailure> {
+        match self.stored_frames(segment, entries, take) {
+            Ok(()) => Ok(()),
+            Err(Misread::Failed(failure)) => Err(failure),
+            Err(Misread::Wrong { entry, .. }) if !self.index.has(segment, &entry) => {
+                Err(NodeFailure::NotFound)
+            }
+            Err(Misread::Wrong { entry, place }) => {
+                let (file, at) = place.unwrap_or_default();
+                tracing::error!(%segment, number = entry.number, file, at, "a stored frame is corrupt");
+                Err(NodeFailure::Corrupt)
+            }
+        }
+    }
+
+    fn stored_frames(
+        &self,
+        segment: SegmentId,
+        entries: &[Entry],
+        mut take: impl FnMut(&Entry, &FrameHeader, Bytes) -> bool,
+    ) -> Result<(), Misread> {
         let mut rest = entries;
         while let Some((first, _)) = rest.split_first() {
-            let (file, file_end) = self.table.find(first.position).ok_or(NodeFailure::NotFound)?;
+            let (file, file_end) = self.table.find(first.position).ok_or(Misread::Wrong {
+                entry: *first,
+                place: None,
+            })?;
             let (run, after) = rest.split_at(run_len(rest, file_end));
             let end = run
                 .last()
                 .map_or(first.position, |last| last.position + last.frame_len());
-            let bytes = load(&file, first.position, end)?;
+            let bytes = load(&file, first.position, end).map_err(Misread::Failed)?;
             for entry in run {
                 let start = usize::try_from(entry.position - first.position).unwrap_or(usize::MAX);
                 let len = usize::try_from(entry.frame_len()).unwrap_or(usize::MAX);
@@ -243,9 +269,10 @@ impl Reader {
                     Bytes::new()
                 };
                 let Some((header, payload)) = check(segment, entry, &frame) else {
-                    tracing::error!(%segment, number = entry.number, file = file.name(),
-                        at = entry.position - file.header.start, "a stored frame is corrupt");
-                    return Err(NodeFailure::Corrupt);
+                    return Err(Misread::Wrong {
+                        entry: *entry,
+                        place: Some((file.name(), entry.position - file.header.start)),
+                    });
                 };
                 if !take(entry, &header, payload) {
                     return Ok(());
@@ -255,6 +282,17 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// Why stored frames were not read.
+enum Misread {
+    /// The bytes at this place are not those of the frame that the index expects, or no file has its
+    /// position.
+    Wrong {
+        entry: Entry,
+        place: Option<(String, u64)>,
+    },
+    Failed(NodeFailure),
 }
 
 /// The journal's bytes between two positions of one file.

@@ -16,8 +16,9 @@ use forebay_runtime::random::Random;
 use crate::core::{Core, Parts, Salts};
 use crate::disk::Disk;
 use crate::index::Index;
-use crate::journal::files::{FileTable, Pool};
+use crate::journal::files::FileTable;
 use crate::journal::format::{Owner, SEGMENT_STATE_LEN};
+use crate::journal::pool::{Pool, Purpose};
 use crate::journal::scan::{self, Found, ScanError};
 use crate::journal::writer::{self, Beginning, Place, Settings, Writer};
 use crate::register::Refused;
@@ -96,6 +97,7 @@ pub(crate) struct Resumed {
     pub index: Arc<Index>,
     pub table: Arc<FileTable>,
     pub pool: Arc<Pool>,
+    pub limits: Limits,
 }
 
 /// Reads a journal back and goes on; `superblock` is the one of this start. Blocks.
@@ -139,7 +141,7 @@ pub(crate) fn resume(
         held.floor = held.floor.max(Token(terms.revision.0));
     }
     let replica = Replica::restore(superblock.node, superblock.generation, limits, &held);
-    let pool = Arc::new(Pool::open(Arc::clone(&disk), terms.file_len).map_err(io_error)?);
+    let pool = Arc::new(Pool::open(Arc::clone(&disk), terms.file_len, terms.budget_bytes).map_err(io_error)?);
     let table = Arc::new(table);
     let place = if let Some(place) = place {
         scan::rewrite_last(&place, last_block).map_err(io_error)?;
@@ -170,7 +172,6 @@ pub(crate) fn resume(
         pool: Arc::clone(&pool),
         index: Arc::clone(&index),
         random: Arc::new(Salts(random)),
-        budget_bytes: terms.budget_bytes,
     });
     core.idle();
     if let Some(reason) = core.failure() {
@@ -183,22 +184,24 @@ pub(crate) fn resume(
         index,
         table,
         pool,
+        limits,
     })
 }
 
-/// What a snapshot and a file of this length can hold.
+/// What a snapshot and a file of this length can hold: a quarter is for the snapshot, and the largest
+/// frame fits the rest.
 fn limits(file_len: u64) -> Limits {
     let file_len = usize::try_from(file_len).unwrap_or(usize::MAX);
     Limits {
         segments_max: (file_len / 4 / SEGMENT_STATE_LEN).min(SEGMENTS_MAX),
         frames_max: FRAMES_MAX,
-        frame_len_max: file_len / 2,
+        frame_len_max: file_len / 8 * 5,
     }
 }
 
 fn begin(disk: &Arc<dyn Disk>, pool: &Pool, settings: &Settings, with: Beginning<'_>) -> io::Result<Place> {
     let prev = with.prev;
-    let (file, _) = writer::begin(&**disk, settings, pool.take()?, with)?;
+    let (file, _) = writer::begin(&**disk, settings, pool.take(Purpose::Data)?, with)?;
     Ok(Place {
         at: file.header.blocks_at(),
         prev,

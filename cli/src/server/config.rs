@@ -175,12 +175,16 @@ pub struct StorageSection {
     pub data_dir: PathBuf,
     /// Where brokers and proxies connect: `tcp://host:port` or `unix:///path`.
     pub data_listen: String,
-    /// Size of one journal file.
+    /// Size of one journal file; 0 for one that fits the budget: a 32nd of it, from 16MiB to 1GiB.
     pub journal_file_bytes: ByteSize,
     /// Most bytes of one write and fsync.
     pub commit_bytes_max: ByteSize,
-    /// Bytes that the journal may take; 0 for nine tenths of the file system.
+    /// Most bytes in the folder; 0 for nine tenths of the file system. What is offloaded is deleted
+    /// so that it stays below.
     pub disk_budget_bytes: ByteSize,
+    /// How long offloaded data stays on the disk for consumers that catch up: at least so long
+    /// while the budget is used to less than 75 %, five times as long below 60 %.
+    pub trim_grace: HumanDuration,
     /// Write past the page cache where the file system can.
     pub direct_io: bool,
 }
@@ -191,9 +195,10 @@ impl Default for StorageSection {
             id: 1,
             data_dir: PathBuf::from("forebay-data"),
             data_listen: "tcp://127.0.0.1:7470".to_owned(),
-            journal_file_bytes: ByteSize::gib(1),
+            journal_file_bytes: ByteSize::bytes(0),
             commit_bytes_max: ByteSize::mib(4),
             disk_budget_bytes: ByteSize::bytes(0),
+            trim_grace: HumanDuration::secs(120),
             direct_io: true,
         }
     }
@@ -258,8 +263,8 @@ impl Validate for Config {
             ));
         }
         let file = self.storage.journal_file_bytes.as_u64();
-        if !(1 << 20..=64 << 30).contains(&file) {
-            let why = format!("{file} bytes must lie between 1MiB and 64GiB");
+        if file != 0 && !(1 << 20..=64 << 30).contains(&file) {
+            let why = format!("{file} bytes must be 0 or lie between 1MiB and 64GiB");
             return Err(ConfigError::invalid("storage.journal_file_bytes", why));
         }
         let commit = self.storage.commit_bytes_max.as_u64();

@@ -231,6 +231,7 @@ async fn start_storage(
             DirectIo::Off
         },
         disk_budget_bytes: section.disk_budget_bytes,
+        trim_grace: section.trim_grace,
         zone: config.listen.zone.clone(),
         data_address,
         control_address: site.control_address.clone(),

@@ -11,6 +11,9 @@ use super::process::Process;
 use super::roles::start_with;
 use super::running::Running;
 
+/// Size of a journal file where neither it nor a budget is set.
+const JOURNAL_FILE: ByteSize = ByteSize::mib(256);
+
 /// How a standalone process runs.
 #[derive(Debug, Clone)]
 pub struct StandaloneOptions {
@@ -27,8 +30,6 @@ pub struct StandaloneOptions {
 impl Default for StandaloneOptions {
     fn default() -> Self {
         let mut config = Config::default();
-        // A laptop should not have to give whole gibibytes before the first record.
-        config.storage.journal_file_bytes = ByteSize::mib(256);
         config.broker.tail_cache_bytes = ByteSize::mib(64);
         Self {
             data_dir: PathBuf::from("forebay-data"),
@@ -57,6 +58,11 @@ pub async fn start_standalone(options: StandaloneOptions) -> anyhow::Result<Runn
     config.listen.grpc = grpc_listen;
     config.listen.admin = admin_listen;
     config.storage.data_dir = data_dir.join("log");
+    let storage = &mut config.storage;
+    if storage.journal_file_bytes.as_u64() == 0 && storage.disk_budget_bytes.as_u64() == 0 {
+        // A laptop should not have to give whole gibibytes before the first record.
+        storage.journal_file_bytes = JOURNAL_FILE;
+    }
     // The roles meet inside the process.
     config.storage.data_listen = String::new();
     config.broker.data_listen = String::new();

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use forebay_record::crc32c;
 use forebay_record::frame::{FrameHeader, HEADER_LEN};
 
-use super::files::{FileTable, JournalFile, Spare, journal_name};
+use super::files::{FileTable, JournalFile, journal_name};
 use super::format::{BLOCK_HEADER_LEN, BlockHeader, FileHeader, Owner, Snapshot};
+use super::pool::Spare;
 use crate::buffer::Buffer;
 use crate::disk::{Disk, round_up};
 
@@ -180,6 +181,18 @@ impl Writer {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.frames == 0
+    }
+
+    /// Bytes of the file that are left after the current block as it is.
+    #[must_use]
+    pub fn room_left(&self) -> u64 {
+        let block = if self.frames == 0 {
+            0
+        } else {
+            round_up((BLOCK_HEADER_LEN + self.body) as u64)
+        };
+        let header = self.place.file.header;
+        header.len.saturating_sub(self.place.at + block)
     }
 
     /// Where a frame of this length can go.

@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_proto::data::replica::FromNode;
 use forebay_runtime::admin_http::Component;
 use forebay_runtime::clock::Clock;
+use tokio::sync::oneshot;
 
 use super::outbox::Outbox;
 use super::queue::{Item, Message, Popped, Queue};
@@ -38,6 +40,8 @@ pub(crate) struct JournalThread {
     pub peers: BTreeMap<Peer, Arc<Outbox>>,
     pub counted_at: Option<Duration>,
     pub zeroed_bytes: u64,
+    /// Trims whose notes are not durable yet, with the number of segments.
+    pub trims: Vec<(oneshot::Sender<u64>, u64)>,
 }
 
 /// Says that the journal thread is gone where it ends by a panic: a broken invariant of the node
@@ -80,6 +84,7 @@ impl JournalThread {
                         self.take(item);
                     }
                     self.timed(Core::flush);
+                    self.answer_trims();
                 }
                 Popped::Idle => self.timed(Core::idle),
                 Popped::Closed => break,
@@ -119,10 +124,30 @@ impl JournalThread {
             Message::Gone(peer) => {
                 self.peers.remove(&peer);
             }
+            Message::Trim { segments, done } => {
+                let mut count = 0;
+                self.timed(|core| count = core.trim(&segments));
+                self.trims.push((done, count));
+            }
+            Message::Urge(segments) => {
+                for outbox in self.peers.values() {
+                    outbox.push(FromNode::Urge(segments.clone()), None);
+                }
+            }
             Message::Want(admission) => self.core.want(admission),
             Message::StopWriting(reason) => {
                 tracing::error!(reason, "this node writes no more");
                 self.core.stop_writing(&reason);
+            }
+        }
+    }
+
+    /// Says that trims are durable. Where the journal died with them, whoever waits learns it.
+    fn answer_trims(&mut self) {
+        let alive = self.core.failure().is_none();
+        for (done, count) in self.trims.drain(..).filter(|_| alive) {
+            if done.send(count).is_err() {
+                tracing::debug!("nobody waits for a trim");
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! A frame's way: [`session`] checks it and puts it into [`queue`]; [`journal_thread`] takes it
 //! through the replica into the journal and its acknowledgement into the peer's [`outbox`], from
-//! where the session sends it. Reads go to [`readers`]. [`start`] is how a node gets that far.
+//! where the session sends it. Reads go to [`readers`]. [`trim`] gives up what no record needs any
+//! more. [`start`] is how a node gets that far.
 
 mod journal_thread;
 mod outbox;
@@ -14,6 +15,7 @@ mod slice;
 mod start;
 #[cfg(test)]
 mod tests;
+mod trim;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -39,7 +41,7 @@ use parking_lot::Mutex;
 pub use start::StartError;
 
 use crate::config::Config;
-use crate::metrics::NodeMetrics;
+use crate::metrics::{NodeMetrics, TrimMetrics};
 use crate::read::Reader;
 use crate::register::{self, RegisterError};
 use crate::replica::{Admission, Peer};
@@ -52,6 +54,7 @@ use session::{Session, SessionError};
 use shared::Facts;
 pub(crate) use shared::Shared;
 use start::{Context, Opened};
+use trim::Trimmer;
 
 /// How often the record learns how far the journal is durable: the window in which a folder that
 /// was restored from an older image goes unnoticed.
@@ -176,7 +179,7 @@ impl StorageNode {
         let context = Context {
             cluster: cluster_id.clone(),
             incarnation,
-            random,
+            random: Arc::clone(&random),
         };
         let Opened {
             lock,
@@ -190,13 +193,15 @@ impl StorageNode {
             index,
             table,
             pool,
+            limits,
         } = resumed;
-        pool.keep_for_bursts(capacity);
+        pool.keep_for_bursts();
         let record = register::record_of(&config, &superblock, &seen, core.durable(), capacity);
         register::register(&*meta, &seen, &record).await?;
         tracing::info!(node = %superblock.node, generation = %superblock.generation, boot = superblock.boot,
             direct_io = disk.is_direct(), files = table.len(), folder = %config.data_dir.display(),
             "storage node starts");
+        let trim_metrics = TrimMetrics::new(&metrics);
         let metrics = NodeMetrics::new(&metrics);
         let facts = Facts {
             node: superblock.node,
@@ -208,6 +213,7 @@ impl StorageNode {
             index,
             table,
             pool,
+            limits,
             durable: core.durable(),
             floor: core.floor(),
         };
@@ -222,17 +228,30 @@ impl StorageNode {
             core,
             queue: Arc::clone(&inner.queue),
             shared: Arc::clone(&inner.shared),
-            clock,
+            clock: Arc::clone(&clock),
             metrics: inner.metrics.clone(),
             health: health.clone(),
             lock,
             peers: BTreeMap::new(),
             counted_at: None,
             zeroed_bytes: 0,
+            trims: Vec::new(),
         })?;
         let node = Self { inner };
         node.want(node.inner.record.state());
         node.spawn_checkpoints(&tasks);
+        let trimmer = Trimmer::new(trim::Parts {
+            shared: Arc::clone(&node.inner.shared),
+            queue: Arc::clone(&node.inner.queue),
+            meta: Arc::clone(&node.inner.meta),
+            clock,
+            random,
+            metrics: trim_metrics,
+            grace: config.trim_grace.get(),
+            revision: seen.revision,
+        });
+        let token = tasks.token();
+        tasks.spawn("storage-node-trim", async move { trimmer.run(token).await });
         health.ready();
         Ok(node)
     }

@@ -2,7 +2,8 @@
 //!
 //! Acknowledgements are cumulative, so those that wait are merged by segment and their number is
 //! bounded by that of segments. Other answers are bounded because a session stops reading from a
-//! peer that has [`REPLIES_MAX`] answers waiting.
+//! peer that has [`REPLIES_MAX`] answers waiting. What the node asks for unasked, it asks for again:
+//! only the newest such message waits.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -20,6 +21,7 @@ struct Waiting {
     acks: BTreeMap<SegmentId, Ack>,
     queue_delay_us: u32,
     replies: VecDeque<Answer>,
+    urged: Vec<SegmentId>,
 }
 
 /// An answer, and the memory that is accounted for it until it is handed over.
@@ -49,6 +51,7 @@ impl Outbox {
                         waiting.acks.insert(ack.segment, ack);
                     }
                 }
+                FromNode::Urge(segments) => waiting.urged = segments,
                 message => waiting.replies.push_back(Answer { message, permit }),
             }
         }
@@ -72,6 +75,12 @@ impl Outbox {
                     });
                 }
                 answers.extend(waiting.replies.drain(..));
+                if !waiting.urged.is_empty() {
+                    answers.push(Answer {
+                        message: FromNode::Urge(std::mem::take(&mut waiting.urged)),
+                        permit: None,
+                    });
+                }
                 if !answers.is_empty() {
                     self.drained.notify_waiters();
                     return answers;
@@ -101,7 +110,7 @@ mod tests {
     use crate::testing::segment;
 
     #[tokio::test]
-    async fn acknowledgements_that_wait_are_merged() {
+    async fn acknowledgements_and_urges_that_wait_are_merged() {
         let outbox = Outbox::default();
         for frames in 1..=3 {
             let ack = Ack {
@@ -118,6 +127,9 @@ mod tests {
             );
         }
         outbox.push(FromNode::Refused("x".to_owned()), None);
+        for seq in 1..=2 {
+            outbox.push(FromNode::Urge(vec![segment(seq)]), None);
+        }
         let answers: Vec<FromNode> = outbox
             .take()
             .await
@@ -133,6 +145,7 @@ mod tests {
             acks: vec![ack],
             queue_delay_us: 3,
         };
-        assert_eq!(answers, [acks, FromNode::Refused("x".to_owned())]);
+        let urge = FromNode::Urge(vec![segment(2)]);
+        assert_eq!(answers, [acks, FromNode::Refused("x".to_owned()), urge]);
     }
 }

@@ -12,6 +12,7 @@ use forebay_proto::data::replica::FenceItem;
 use forebay_record::{Generation, Offset, SegmentId};
 use forebay_runtime::permits::{BytePermit, BytePermits};
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
 
 use super::outbox::Outbox;
 use crate::content::CheckedFrame;
@@ -42,6 +43,13 @@ pub(crate) enum Message {
         request: u64,
         items: Vec<(SegmentId, Generation)>,
     },
+    /// Forgets segments; answered with how many it were, once that is durable.
+    Trim {
+        segments: Vec<SegmentId>,
+        done: oneshot::Sender<u64>,
+    },
+    /// For all peers.
+    Urge(Vec<SegmentId>),
     Want(Admission),
     StopWriting(String),
 }
@@ -53,6 +61,7 @@ impl Message {
             Self::Commit(items) => items.len() * size_of::<(SegmentId, Offset)>(),
             Self::Fence { items, .. } => items.len() * size_of::<FenceItem>() * 4,
             Self::Confirm { items, .. } => items.len() * size_of::<(SegmentId, Generation)>(),
+            Self::Trim { segments, .. } | Self::Urge(segments) => segments.len() * size_of::<SegmentId>(),
             Self::Connected(..) | Self::Gone(_) | Self::Want(_) | Self::StopWriting(_) => 0,
         };
         body as u64 + OVERHEAD

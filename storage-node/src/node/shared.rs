@@ -10,7 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
 use crate::index::Index;
-use crate::journal::files::{FileTable, Pool};
+use crate::journal::files::FileTable;
+use crate::journal::pool::Pool;
+use crate::replica::Limits;
+use crate::trim::Figures;
 
 /// See the module.
 #[derive(Debug)]
@@ -24,12 +27,14 @@ pub(crate) struct Shared {
     pub index: Arc<Index>,
     pub table: Arc<FileTable>,
     pub pool: Arc<Pool>,
+    pub limits: Limits,
     /// Ends the sessions.
     pub stopping: CancellationToken,
     durable: AtomicU64,
     floor: AtomicU64,
     failure: Mutex<Option<String>>,
     killed: AtomicBool,
+    figures: Mutex<Figures>,
 }
 
 /// What [`Shared`] is made of.
@@ -43,6 +48,7 @@ pub(crate) struct Facts {
     pub index: Arc<Index>,
     pub table: Arc<FileTable>,
     pub pool: Arc<Pool>,
+    pub limits: Limits,
     pub durable: u64,
     pub floor: Token,
 }
@@ -59,11 +65,13 @@ impl Shared {
             index: facts.index,
             table: facts.table,
             pool: facts.pool,
+            limits: facts.limits,
             stopping: CancellationToken::new(),
             durable: AtomicU64::new(facts.durable),
             floor: AtomicU64::new(facts.floor.0),
             failure: Mutex::new(None),
             killed: AtomicBool::new(false),
+            figures: Mutex::default(),
         }
     }
 
@@ -100,9 +108,19 @@ impl Shared {
         self.killed.load(Ordering::Acquire)
     }
 
+    /// Bytes of the journal that hold something.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.table.written_bytes(self.durable())
+    }
+
+    pub(crate) fn set_figures(&self, figures: Figures) {
+        *self.figures.lock() = figures;
+    }
+
     pub(crate) fn status(&self) -> v1::StorageNodeStatus {
         let counts = self.index.counts();
         let files = self.table.len() as u64;
+        let figures = *self.figures.lock();
         v1::StorageNodeStatus {
             id: self.node.0,
             generation: self.generation.0,
@@ -111,11 +129,17 @@ impl Shared {
             segments_fenced: counts.fenced,
             segments_limbo: counts.limbo,
             journal_files: files,
-            journal_bytes: files.saturating_mul(self.pool.file_len()),
+            journal_bytes: self.table.bytes(),
             disk_free_bytes: self.disk.space().map_or(0, |space| space.free),
             floor: self.floor.load(Ordering::Acquire),
             failure: self.failure().unwrap_or_default(),
             direct_io: self.disk.is_direct(),
+            disk_used_bytes: self.pool.bytes(),
+            disk_budget_bytes: self.pool.budget_bytes(),
+            spare_files: self.pool.ready() as u64,
+            segments_sealed: figures.sealed,
+            bytes_held: figures.bytes,
+            bytes_trimmable: figures.released_bytes,
         }
     }
 }

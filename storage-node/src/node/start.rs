@@ -135,10 +135,11 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
     };
     let io_error = folder_error(folder);
     let capacity = budget(config, &disk).map_err(&io_error)?;
+    config.check_budget(capacity)?;
     let terms = Terms {
-        file_len: file_len(config.journal_file_bytes.as_u64()),
+        file_len: file_len(config.file_bytes(capacity)),
         commit_bytes_max: config.commit_bytes_max.as_usize(),
-        budget_bytes: capacity,
+        budget_bytes: Config::files_bytes_max(capacity),
         limbo_is_fatal: config.limbo_is_fatal,
         checkpoint: seen.record.as_ref().map_or(0, |record| record.lsn_checkpoint),
         revision: seen.revision,

@@ -22,13 +22,14 @@ use forebay_record::frame::Frame;
 use forebay_record::{Epoch, Offset};
 use forebay_runtime::admin_http::Readiness;
 use forebay_runtime::clock::SystemClock;
-use forebay_runtime::config::ByteSize;
+use forebay_runtime::config::{ByteSize, HumanDuration};
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::SeededRandom;
 use forebay_runtime::tasks::Tasks;
 
 mod serve;
 mod start;
+mod trim;
 
 use super::*;
 use crate::testing::{GENERATION, NODE, Writer, batch, segment};
@@ -164,8 +165,10 @@ impl Client {
     /// Waits until so many frames of a segment are acknowledged.
     async fn acked(&mut self, writer: &Writer) {
         loop {
-            let FromNode::Acks { acks, .. } = self.recv().await else {
-                panic!("no acknowledgement")
+            let acks = match self.recv().await {
+                FromNode::Acks { acks, .. } => acks,
+                FromNode::Urge(_) => continue,
+                other => panic!("no acknowledgement: {other:?}"),
             };
             for ack in acks {
                 assert_eq!(ack.segment, writer.segment);

@@ -411,7 +411,7 @@ async fn a_frame_too_large_for_a_file_is_refused_and_takes_no_room() {
     let mut client = Client::connect(&node).await;
     let mut writer = Writer::new(1, 10);
     client.write(&mut writer, 2).await;
-    client.append(writer.clone().data_of_len(1, 600 << 10)).await;
+    client.append(writer.clone().data_of_len(1, 700 << 10)).await;
     let refusal = Refusal::Malformed;
     assert_eq!(
         client.recv().await,

@@ -466,21 +466,27 @@ fn a_recycled_file_does_not_bring_back_what_it_held() {
         node.flush();
     }
     // Only the newest file is needed.
-    let dead = node.resumed.table.take_dead(|_| false);
-    assert_eq!(dead.len(), 3);
-    drop(dead);
     drop(node);
     let disk = disk.image();
-    let pool = Pool::open(Arc::new(disk.clone()), FILE_LEN).unwrap();
+    let pool = Pool::open(Arc::new(disk.clone()), FILE_LEN, u64::MAX).unwrap();
+    // A reserve is there already, so a file becomes a spare.
+    pool.reserve().unwrap();
     let owner = Owner {
         cluster: crc32c(b"c"),
         node: NODE,
         generation: GENERATION,
     };
     let found = scan::scan(&disk, owner).unwrap();
-    for file in found.table.take_dead(|_| false) {
-        pool.recycle(&file).unwrap();
-    }
+    let starts: Vec<u64> = found
+        .table
+        .closed_ranges()
+        .iter()
+        .map(|range| range.start)
+        .collect();
+    let found = scan::Found { place: None, ..found };
+    let dead = found.table.take_out(&starts);
+    assert_eq!(dead.len(), 3);
+    pool.recycle(dead).unwrap();
     drop((pool, found));
     let names = disk.list().unwrap();
     assert_eq!(
