@@ -172,6 +172,7 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         meta,
         fronts,
         nodes,
+        cold,
         control,
         clock,
         random,

@@ -2,7 +2,7 @@
 //!
 //! A block never changes, so nothing here is ever stale; it can only be missing or, on disk,
 //! damaged. A failure of the cache is never a failure of the read. Concurrent readers of one block
-//! make one request. Memory: `cache_memory_bytes`, and on top with a disk the write buffers below.
+//! make one request. Memory: `memory_bytes`, and on top with a disk the write buffers below.
 
 use std::sync::Arc;
 
@@ -112,7 +112,7 @@ struct CacheMetrics {
 
 impl BlockCache {
     pub async fn open(config: &CacheConfig, metrics: &Metrics) -> Result<Self, OpenError> {
-        let memory = config.cache_memory_bytes.as_usize();
+        let memory = config.memory_bytes.as_usize();
         let builder = HybridCacheBuilder::new()
             .with_name("objects")
             .memory(memory)
@@ -120,14 +120,14 @@ impl BlockCache {
             .with_weighter(|key: &BlockKey, block: &Block| ENTRY_BYTES + key.object.len() + block.0.len())
             .storage();
         let failed = |reason: String| OpenError::Settings {
-            place: format!("cache {}", config.cache_dir),
+            place: format!("cache {}", config.dir),
             reason,
         };
-        let builder = if config.cache_dir.is_empty() {
+        let builder = if config.dir.is_empty() {
             builder
         } else {
-            let device = FsDeviceBuilder::new(&config.cache_dir)
-                .with_capacity(config.cache_disk_bytes.as_usize())
+            let device = FsDeviceBuilder::new(&config.dir)
+                .with_capacity(config.disk_bytes.as_usize())
                 .build()
                 .map_err(|error| failed(error.to_string()))?;
             builder

@@ -211,34 +211,34 @@ impl Validate for ObjectStoreConfig {
 #[serde(default)]
 pub struct CacheConfig {
     /// Blocks of objects kept in memory.
-    pub cache_memory_bytes: ByteSize,
-    /// Blocks of objects kept on disk; only with `cache_dir`.
-    pub cache_disk_bytes: ByteSize,
+    pub memory_bytes: ByteSize,
+    /// Blocks of objects kept on disk; only with `dir`.
+    pub disk_bytes: ByteSize,
     /// Folder of the disk cache, for this process alone. Empty: memory only.
-    pub cache_dir: String,
+    pub dir: String,
 }
 
 impl Default for CacheConfig {
     fn default() -> Self {
         Self {
-            cache_memory_bytes: ByteSize::mib(128),
-            cache_disk_bytes: ByteSize::gib(8),
-            cache_dir: String::new(),
+            memory_bytes: ByteSize::mib(128),
+            disk_bytes: ByteSize::gib(8),
+            dir: String::new(),
         }
     }
 }
 
 impl Validate for CacheConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        let memory = self.cache_memory_bytes.as_u64();
+        let memory = self.memory_bytes.as_u64();
         if memory < 16 << 20 {
             let why = format!("{memory} bytes are too few, at least 16MiB");
-            return Err(ConfigError::invalid("cache_memory_bytes", why));
+            return Err(ConfigError::invalid("memory_bytes", why));
         }
-        let disk = self.cache_disk_bytes.as_u64();
-        if !self.cache_dir.is_empty() && disk < 64 << 20 {
+        let disk = self.disk_bytes.as_u64();
+        if !self.dir.is_empty() && disk < 64 << 20 {
             let why = format!("{disk} bytes are too few for a disk cache, at least 64MiB");
-            return Err(ConfigError::invalid("cache_disk_bytes", why));
+            return Err(ConfigError::invalid("disk_bytes", why));
         }
         Ok(())
     }

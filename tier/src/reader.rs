@@ -141,7 +141,7 @@ impl Reader {
     /// # Errors
     /// Where the cache's folder cannot be used.
     pub async fn open(bucket: Bucket, config: &CacheConfig, metrics: &Metrics) -> Result<Self, OpenError> {
-        let views = config.cache_memory_bytes.as_usize() / VIEWS_PART;
+        let views = config.memory_bytes.as_usize() / VIEWS_PART;
         Ok(Self {
             bucket,
             blocks: BlockCache::open(config, metrics).await?,

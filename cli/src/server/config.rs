@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use forebay_runtime::config::{ByteSize, ConfigError, HumanDuration, Validate};
 use forebay_runtime::telemetry::TelemetryConfig;
-use forebay_tier::ObjectStoreConfig;
+use forebay_tier::{CacheConfig, ObjectStoreConfig};
 use serde::{Deserialize, Serialize};
 
 /// What a process can be. One process may be several.
@@ -69,6 +69,8 @@ pub struct Config {
     pub proxy: ProxySection,
     /// Where offloaded segments go.
     pub object_store: ObjectStoreConfig,
+    /// What is kept of objects that were read.
+    pub cache: CacheConfig,
     /// Logs and traces.
     pub telemetry: TelemetryConfig,
 }
@@ -278,6 +280,7 @@ impl Validate for Config {
         self.object_store
             .validate()
             .map_err(|error| error.under("object_store"))?;
+        self.cache.validate().map_err(|error| error.under("cache"))?;
         self.telemetry
             .validate()
             .map_err(|error| error.under("telemetry"))

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use forebay_broker::Objects;
 use forebay_meta::cluster::{self, Cluster, ClusterSettings};
 use forebay_meta::store::{EmbeddedStore, EtcdOptions, EtcdStore, MetaStore};
 use forebay_proto::data::endpoint::{Dialer, Exchange, FrontProtocol, ReplicaProtocol};
@@ -13,9 +14,12 @@ use forebay_runtime::metrics::Metrics;
 use forebay_runtime::net::{MemNetwork, SystemConnector};
 use forebay_runtime::random::{OsRandom, Random};
 use forebay_runtime::tasks::Tasks;
-use forebay_tier::{Bucket, OpenError, StoreError};
+use forebay_tier::{Bucket, Manifests, OpenError, Reader, StoreError};
 
 use super::config::Config;
+
+/// Manifests kept decoded: roots and pages of some thousand partitions.
+const MANIFEST_BYTES: usize = 32 << 20;
 
 /// The shared parts of one process.
 pub struct Process {
@@ -86,11 +90,11 @@ impl Process {
 
     /// Opens the object store that a configuration names, and tries it. One that does not answer now
     /// holds nothing up but offload; one that refuses, or is another cluster's, does.
-    pub(super) async fn open_bucket(
+    pub(super) async fn open_objects(
         &self,
         config: &Config,
         cluster: &Cluster,
-    ) -> anyhow::Result<Option<Bucket>> {
+    ) -> anyhow::Result<Option<Objects>> {
         let environment = |name: &str| std::env::var(name).ok();
         let clock = Arc::clone(&self.clock);
         let bucket =
@@ -106,7 +110,15 @@ impl Process {
             }
             Err(error) => return Err(error).context("object_store"),
         }
-        Ok(Some(bucket))
+        let reader = Reader::open(bucket.clone(), &config.cache, &self.metrics)
+            .await
+            .context("cache")?;
+        Ok(Some(Objects {
+            manifests: Manifests::new(bucket.clone(), MANIFEST_BYTES),
+            reader,
+            bucket,
+            random: Arc::clone(&self.random),
+        }))
     }
 
     /// Joins the cluster of a metadata store, or founds it.

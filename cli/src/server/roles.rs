@@ -16,13 +16,12 @@ use forebay_proto::stored::ProxyRecord;
 use forebay_proto::v1;
 use forebay_proto::v1::broker_server::BrokerServer;
 use forebay_proto::v1::storage_node_server::StorageNodeServer;
-use forebay_proxy::{Control, Deps, Proxy, ProxyConfig};
+use forebay_proxy::{Cold, Control, Deps, Proxy, ProxyConfig};
 use forebay_record::BrokerId;
 use forebay_runtime::config::{Layers, effective_toml};
 use forebay_runtime::net::Addr;
 use forebay_storage_node::disk::DirectIo;
 use forebay_storage_node::{Config as StorageConfig, Environment, StorageNode};
-use forebay_tier::Bucket;
 use tokio::net::TcpListener;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
@@ -51,7 +50,7 @@ struct Site {
     control_address: String,
     cluster: Cluster,
     store: Arc<dyn MetaStore>,
-    bucket: Option<Bucket>,
+    objects: Option<Objects>,
 }
 
 pub(super) async fn start_with(
@@ -76,13 +75,13 @@ pub(super) async fn start_with(
     let store = process.open_store(&config, embedded).await?;
     let cluster = process.join(&config, store.as_ref()).await?;
     let control_address = format!("http://{}", advertised(&config, grpc_address));
-    let bucket = process.open_bucket(&config, &cluster).await?;
+    let objects = process.open_objects(&config, &cluster).await?;
     let site = Site {
         grpc,
         control_address,
         cluster,
         store,
-        bucket,
+        objects,
     };
     let control = Control::new();
     let has = |role| roles.contains(&role);
@@ -313,10 +312,7 @@ async fn start_broker(
         },
     };
     let parts = Parts {
-        objects: site
-            .bucket
-            .clone()
-            .map(|bucket| Objects::new(bucket, Arc::clone(&process.random))),
+        objects: site.objects.clone(),
         cluster: site.cluster.id.clone(),
         incarnation: site.cluster.incarnation,
         store: Arc::clone(&site.store),
@@ -351,6 +347,10 @@ async fn start_proxy(
         meta: Arc::clone(&site.store),
         fronts: process.front_dialer(),
         nodes: process.node_dialer(),
+        cold: site.objects.clone().map(|objects| Cold {
+            reader: objects.reader,
+            manifests: objects.manifests,
+        }),
         control: control.clone(),
         clock: Arc::clone(&process.clock),
         random: Arc::clone(&process.random),

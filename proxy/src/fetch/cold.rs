@@ -58,7 +58,10 @@ impl Cold {
         };
         let found = self.manifests.run_at(partition, &manifest, from).await;
         let Some(run) = found.map_err(|error| failure(partition, from, &error))? else {
-            let what = format!("partition {partition} offset {from} is not in its manifest {}", manifest.object);
+            let what = format!(
+                "partition {partition} offset {from} is not in its manifest {}",
+                manifest.object
+            );
             return Err(Failure::new(ErrorCode::Unavailable, what));
         };
         self.read(partition, &run, from, max_bytes).await

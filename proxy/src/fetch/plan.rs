@@ -31,7 +31,11 @@ pub(crate) fn place(plan: &ReadPlan, offset: Offset) -> Place<'_> {
     if let Some(manifest) = plan.manifest.as_ref().filter(|manifest| offset < manifest.end) {
         return Place::Manifest(manifest);
     }
-    if let Some(run) = plan.runs.iter().find(|run| offset >= run.base && offset < run.end) {
+    if let Some(run) = plan
+        .runs
+        .iter()
+        .find(|run| offset >= run.base && offset < run.end)
+    {
         return Place::Run(run);
     }
     let last_run = plan.runs.last().map(|run| run.end);

@@ -184,6 +184,7 @@ impl Cluster {
             meta: Arc::clone(&meta),
             fronts: Dialer::new(Arc::new(connector.clone()), fronts.clone(), tasks.clone()),
             nodes: Dialer::new(Arc::new(connector.clone()), nodes.clone(), tasks.clone()),
+            cold: None,
             control,
             clock,
             random: Arc::new(SeededRandom::new(5)),
