@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use forebay_bench::budget::{Budget, Check, Trickle};
 use forebay_bench::disk_loop::{DiskLoop, Until};
 use forebay_bench::measure::{Counts, Measurement};
 use forebay_bench::pack::Load;
@@ -33,6 +34,8 @@ struct Command {
 enum Verb {
     /// The product beside its yardsticks, in turns.
     Produce(Produce),
+    /// A cluster with small disks while far more than its disks passes.
+    Budget(Budget),
     /// One thread that writes and flushes a recycled file.
     DiskLoop(DiskLoopArguments),
     /// Client, proxy, broker and three nodes that only move, check and sync bytes.
@@ -50,6 +53,8 @@ enum Role {
     Client(Client),
     Send(Send),
     Fetch(Fetch),
+    Trickle(Trickle),
+    Check(Check),
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +106,7 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Produce(produce) => produce.run(),
+        Verb::Budget(budget) => budget.run(),
         Verb::DiskLoop(arguments) => disk_loop(&arguments),
         Verb::Pipe(arguments) => pipe(&arguments),
         Verb::Role(Role::Node(node)) => node.run(),
@@ -109,6 +115,8 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Role(Role::Client(client)) => client.run(),
         Verb::Role(Role::Send(send)) => send.run(),
         Verb::Role(Role::Fetch(fetch)) => fetch.run(),
+        Verb::Role(Role::Trickle(trickle)) => trickle.run(),
+        Verb::Role(Role::Check(check)) => check.run(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! beside its data, whose last lines are shown where it fails to start.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -39,6 +39,19 @@ pub struct Deployment {
     pub members: Vec<Member>,
     /// Where clients connect.
     pub endpoint: String,
+    /// Where etcd is, if there is one.
+    pub etcd: Option<String>,
+    /// Folders of the storage nodes of a cluster.
+    pub folders: Vec<PathBuf>,
+}
+
+/// What a cluster's configuration files say besides addresses.
+#[derive(Debug, Default)]
+pub struct ClusterOptions {
+    /// Further lines of the section `[storage]`.
+    pub storage: String,
+    /// Sections of every process.
+    pub common: String,
 }
 
 impl Deployment {
@@ -51,16 +64,24 @@ impl Deployment {
         Ok(Self {
             members: vec![member],
             endpoint: format!("http://{grpc}"),
+            etcd: None,
+            folders: Vec::new(),
         })
     }
 
     /// etcd, three storage nodes, a broker with the controller, and a proxy.
-    pub fn cluster(forebay: &Path, etcd: &Path, folder: &Path) -> anyhow::Result<Self> {
+    pub fn cluster(
+        forebay: &Path,
+        etcd: &Path,
+        folder: &Path,
+        options: &ClusterOptions,
+    ) -> anyhow::Result<Self> {
         let (etcd, etcd_endpoint) = start_etcd(etcd, folder)?;
         let serve = |role, id, roles: &str, settings: &str| {
             let name = format!("{role}-{id}");
             let text = format!(
-                "[metadata]\netcd = [\"{etcd_endpoint}\"]\n[listen]\ngrpc = \"{ANY_PORT}\"\nadmin = \"{ANY_PORT}\"\n{settings}"
+                "[metadata]\netcd = [\"{etcd_endpoint}\"]\n[listen]\ngrpc = \"{ANY_PORT}\"\nadmin = \"{ANY_PORT}\"\n{}{settings}",
+                options.common
             );
             let config = folder.join(format!("{name}.toml"));
             std::fs::write(&config, text)?;
@@ -69,12 +90,15 @@ impl Deployment {
             start(role, &name, command, folder, role == STORAGE)
         };
         let mut members = vec![etcd];
+        let mut folders = Vec::new();
         for id in 1..=STORAGE_NODES {
             let data = folder.join(format!("{STORAGE}-{id}"));
             let settings = format!(
-                "[storage]\nid = {id}\ndata_dir = \"{}\"\ndata_listen = \"tcp://{ANY_PORT}\"\n",
-                data.display()
+                "[storage]\nid = {id}\ndata_dir = \"{}\"\ndata_listen = \"tcp://{ANY_PORT}\"\n{}",
+                data.display(),
+                options.storage
             );
+            folders.push(data);
             members.push(serve(STORAGE, id, STORAGE, &settings)?.0);
         }
         let settings = format!("[broker]\nid = 1\ndata_listen = \"tcp://{ANY_PORT}\"\n");
@@ -84,6 +108,8 @@ impl Deployment {
         Ok(Self {
             members,
             endpoint: format!("http://{grpc}"),
+            etcd: Some(etcd_endpoint),
+            folders,
         })
     }
 

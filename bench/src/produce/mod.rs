@@ -9,11 +9,11 @@
 //!
 //! Figures of different runs, and of different machines, are not to be compared; ratios are.
 
-mod deploy;
+pub(crate) mod deploy;
 mod load;
 mod product;
 mod report;
-mod scrape;
+pub(crate) mod scrape;
 mod subject;
 mod table;
 

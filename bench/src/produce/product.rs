@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::deploy::Deployment;
+use super::deploy::{ClusterOptions, Deployment};
 use super::report::{CLUSTER, STANDALONE};
 use super::scrape;
 use super::subject::{Operation, Subject};
@@ -95,7 +95,9 @@ impl Subject for Product {
             .tempdir_in(&self.scratch)?;
         let deployment = match &self.shape {
             Shape::Standalone => Deployment::standalone(&self.forebay, folder.path())?,
-            Shape::Cluster { etcd } => Deployment::cluster(&self.forebay, etcd, folder.path())?,
+            Shape::Cluster { etcd } => {
+                Deployment::cluster(&self.forebay, etcd, folder.path(), &ClusterOptions::default())?
+            }
         };
         self.running = Some(Running {
             deployment,
