@@ -117,3 +117,27 @@ impl TrimMetrics {
         set(&self.held_bytes, figures.bytes);
     }
 }
+
+/// What is counted about copies into the object store.
+#[derive(Debug, Clone)]
+pub(crate) struct UploadMetrics {
+    pub segments: Counter,
+    pub bytes: Counter,
+    pub failures: Counter,
+    pub running: Gauge,
+}
+
+impl UploadMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let metrics = metrics.scope("storage");
+        Self {
+            segments: metrics.counter("upload_segments", "Segments copied into the object store"),
+            bytes: metrics.counter("upload_bytes", "Bytes of objects written"),
+            failures: metrics.counter(
+                "upload_failures",
+                "Copies into the object store that failed; the owner asks again",
+            ),
+            running: metrics.gauge("uploads_running", "Copies into the object store under way"),
+        }
+    }
+}

@@ -105,6 +105,7 @@ impl World {
             cluster_id: self.cluster.id.clone(),
             incarnation: self.cluster.incarnation,
             meta: Arc::clone(&self.store),
+            bucket: None,
             clock: Arc::clone(&self.clock),
             random: Arc::clone(&self.random),
             metrics: Metrics::new(),

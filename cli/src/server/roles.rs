@@ -240,6 +240,7 @@ async fn start_storage(
         cluster_id: site.cluster.id.clone(),
         incarnation: site.cluster.incarnation,
         meta: Arc::clone(&site.store),
+        bucket: site.objects.as_ref().map(|objects| objects.bucket.clone()),
         clock: Arc::clone(&process.clock),
         random: Arc::clone(&process.random),
         metrics: process.metrics.clone(),

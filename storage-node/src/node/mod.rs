@@ -16,6 +16,7 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod trim;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,12 +37,13 @@ use forebay_runtime::config::Validate;
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
+use forebay_tier::Bucket;
 use parking_lot::Mutex;
 
 pub use start::StartError;
 
 use crate::config::Config;
-use crate::metrics::{NodeMetrics, TrimMetrics};
+use crate::metrics::{NodeMetrics, TrimMetrics, UploadMetrics};
 use crate::read::Reader;
 use crate::register::{self, RegisterError};
 use crate::replica::{Admission, Peer};
@@ -55,6 +57,7 @@ use shared::Facts;
 pub(crate) use shared::Shared;
 use start::{Context, Opened};
 use trim::Trimmer;
+use uploads::Uploads;
 
 /// How often the record learns how far the journal is durable: the window in which a folder that
 /// was restored from an older image goes unnoticed.
@@ -69,6 +72,8 @@ pub struct Environment {
     pub incarnation: u32,
     /// The metadata store.
     pub meta: Arc<dyn MetaStore>,
+    /// The object store, where there is one.
+    pub bucket: Option<Bucket>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Randomness.
@@ -92,6 +97,7 @@ struct Inner {
     shared: Arc<Shared>,
     queue: Arc<Queue>,
     readers: Arc<Readers>,
+    uploads: Arc<Uploads>,
     clock: Arc<dyn Clock>,
     metrics: NodeMetrics,
     meta: Arc<dyn MetaStore>,
@@ -110,12 +116,14 @@ impl Drop for Inner {
 impl Inner {
     fn new(
         shared: Shared,
+        uploads: impl FnOnce(Reader) -> Uploads,
         clock: Arc<dyn Clock>,
         metrics: NodeMetrics,
         meta: Arc<dyn MetaStore>,
         record: NodeRecord,
     ) -> Self {
         Self {
+            uploads: Arc::new(uploads(shared.reader())),
             shared: Arc::new(shared),
             queue: Arc::new(Queue::new()),
             readers: Arc::new(Readers::new(metrics.clone())),
@@ -163,6 +171,7 @@ impl StorageNode {
             cluster_id,
             incarnation,
             meta,
+            bucket,
             clock,
             random,
             metrics,
@@ -202,6 +211,7 @@ impl StorageNode {
             direct_io = disk.is_direct(), files = table.len(), folder = %config.data_dir.display(),
             "storage node starts");
         let trim_metrics = TrimMetrics::new(&metrics);
+        let upload_metrics = UploadMetrics::new(&metrics);
         let metrics = NodeMetrics::new(&metrics);
         let facts = Facts {
             node: superblock.node,
@@ -219,6 +229,7 @@ impl StorageNode {
         };
         let inner = Arc::new(Inner::new(
             Shared::new(facts),
+            |reader| Uploads::new(bucket, reader, upload_metrics),
             Arc::clone(&clock),
             metrics,
             meta,
@@ -288,6 +299,7 @@ impl StorageNode {
             shared: Arc::clone(&self.inner.shared),
             queue: Arc::clone(&self.inner.queue),
             readers: Arc::clone(&self.inner.readers),
+            uploads: Arc::clone(&self.inner.uploads),
             clock: Arc::clone(&self.inner.clock),
         };
         let peer = session.peer;
@@ -403,11 +415,7 @@ impl Inner {
             pool.run();
         })?);
         for _ in 0..readers::THREADS {
-            let reader = Reader {
-                generation: self.shared.generation,
-                index: Arc::clone(&self.shared.index),
-                table: Arc::clone(&self.shared.table),
-            };
+            let reader = self.shared.reader();
             let readers = Arc::clone(&self.readers);
             threads.push(spawn("journal-reader", move || readers.run(&reader))?);
         }

@@ -9,16 +9,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_proto::data::link::{Link, LinkError, LinkReceiver, LinkSender};
-use forebay_proto::data::replica::{FromNode, Hello, NodeFailure, Refusal, ToNode};
+use forebay_proto::data::replica::{FromNode, Hello, Refusal, ToNode};
 use forebay_runtime::clock::{Clock, timeout};
+use tokio::task::JoinSet;
 
 use super::outbox::Outbox;
 use super::queue::{Message, Queue};
 use super::readers::{Job, Readers};
 use super::shared::Shared;
+use super::uploads::Uploads;
 use crate::content::{CheckedFrame, ContentError};
 use crate::replica::Peer;
 
+/// Copies that one peer may have under way.
+const UPLOADS_MAX: usize = 16;
 const GREETING: Duration = Duration::from_secs(5);
 
 /// Why a session ended before its peer closed it.
@@ -44,6 +48,7 @@ pub(crate) struct Session {
     pub shared: Arc<Shared>,
     pub queue: Arc<Queue>,
     pub readers: Arc<Readers>,
+    pub uploads: Arc<Uploads>,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -114,7 +119,10 @@ impl Session {
 
     async fn receive(&self, rx: &mut LinkReceiver<ToNode>, outbox: &Arc<Outbox>) -> Result<(), SessionError> {
         let peer = self.peer;
+        // Dropped with the session, which gives up what its peer will not hear of.
+        let mut uploads = JoinSet::new();
         while let Some(message) = rx.recv().await? {
+            while uploads.try_join_next().is_some() {}
             let message = match message {
                 ToNode::Hello(_) => return Err(SessionError::Unexpected("a second greeting")),
                 ToNode::Append { generation, frame } => {
@@ -159,10 +167,15 @@ impl Session {
                     continue;
                 }
                 ToNode::Upload { request, upload } => {
-                    tracing::warn!(segment = %upload.segment, "asked to upload without an object store");
-                    let result = Err(NodeFailure::ObjectStore);
-                    outbox.push(FromNode::Uploaded { request, result }, None);
-                    outbox.has_room().await;
+                    // As many as the node runs at a time, and some that are about to be refused.
+                    while uploads.len() >= UPLOADS_MAX {
+                        uploads.join_next().await;
+                    }
+                    let (copier, outbox) = (Arc::clone(&self.uploads), Arc::clone(outbox));
+                    uploads.spawn(async move {
+                        let result = copier.run(&upload).await;
+                        outbox.push(FromNode::Uploaded { request, result }, None);
+                    });
                     continue;
                 }
                 ToNode::Frames { request, frames } => {

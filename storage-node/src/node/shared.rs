@@ -12,6 +12,7 @@ use crate::disk::Disk;
 use crate::index::Index;
 use crate::journal::files::FileTable;
 use crate::journal::pool::Pool;
+use crate::read::Reader;
 use crate::replica::Limits;
 use crate::trim::Figures;
 
@@ -54,6 +55,15 @@ pub(crate) struct Facts {
 }
 
 impl Shared {
+    /// Reads what is durable here.
+    pub(crate) fn reader(&self) -> Reader {
+        Reader {
+            generation: self.generation,
+            index: Arc::clone(&self.index),
+            table: Arc::clone(&self.table),
+        }
+    }
+
     pub(crate) fn new(facts: Facts) -> Self {
         Self {
             node: facts.node,

@@ -81,6 +81,7 @@ impl World {
         Environment {
             cluster_id: "c".to_owned(),
             incarnation: 1,
+            bucket: None,
             meta: Arc::clone(&self.meta) as Arc<dyn MetaStore>,
             clock: Arc::new(SystemClock::new()),
             random: Arc::new(SeededRandom::new(7)),

@@ -1,0 +1,225 @@
+//! Copies sealed segments into the object store, when their owner asks.
+//!
+//! The owner chose the object's name and verifies what this wrote; nothing here touches metadata, and a
+//! copy that fails or is given up leaves an object that no record names. Only what lies below the
+//! sealed end is copied (I14), read and checked frame by frame like any other read. The state at the
+//! end of the run is computed from the segment's own OPEN frame and its batch headers, as its owner
+//! computed it for the segment that followed.
+//!
+//! Cancel safety: dropping a copy gives it up; parts already sent are left to the store's own clean-up.
+
+use bytes::Bytes;
+use forebay_proto::data::replica::{HeadersRequest, NodeFailure, ReadRequest, UploadRequest, Uploaded};
+use forebay_record::Offset;
+use forebay_record::batch::Header;
+use forebay_record::frame::FrameKind;
+use forebay_record::producers::Producers;
+use forebay_record::state::{OpenPayload, PartitionState};
+use forebay_tier::{Bucket, RunStart, RunWriter, WriteError};
+use tokio::sync::Semaphore;
+
+use crate::metrics::UploadMetrics;
+use crate::read::Reader;
+
+/// Copies at a time; one that comes beyond is refused, so that its owner asks another replica.
+const RUNNING_MAX: usize = 4;
+/// Bytes read at a time.
+const READ_BYTES: u32 = 4 << 20;
+
+/// Copies segments of one node.
+pub(crate) struct Uploads {
+    bucket: Option<Bucket>,
+    reader: Reader,
+    running: Semaphore,
+    metrics: UploadMetrics,
+}
+
+/// Why a copy ended.
+#[derive(Debug, thiserror::Error)]
+enum UploadError {
+    #[error("{0:?}")]
+    Node(NodeFailure),
+    #[error("{0}")]
+    Content(String),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("this node has no object store: object_store.url is empty")]
+    NoStore,
+}
+
+impl From<NodeFailure> for UploadError {
+    fn from(failure: NodeFailure) -> Self {
+        Self::Node(failure)
+    }
+}
+
+impl UploadError {
+    const fn failure(&self) -> NodeFailure {
+        match self {
+            Self::Node(failure) => *failure,
+            Self::Content(_) => NodeFailure::Corrupt,
+            Self::Write(_) | Self::NoStore => NodeFailure::ObjectStore,
+        }
+    }
+}
+
+impl Uploads {
+    pub(crate) fn new(bucket: Option<Bucket>, reader: Reader, metrics: UploadMetrics) -> Self {
+        Self {
+            bucket,
+            reader,
+            running: Semaphore::new(RUNNING_MAX),
+            metrics,
+        }
+    }
+
+    /// Copies one segment.
+    pub(crate) async fn run(&self, upload: &UploadRequest) -> Result<Uploaded, NodeFailure> {
+        let Ok(_running) = self.running.try_acquire() else {
+            return Err(NodeFailure::Overloaded);
+        };
+        self.metrics.running.inc();
+        let result = self.copy(upload).await;
+        self.metrics.running.dec();
+        match result {
+            Ok(uploaded) => {
+                self.metrics.segments.inc();
+                self.metrics.bytes.inc_by(uploaded.object_len);
+                Ok(uploaded)
+            }
+            Err(error) => {
+                self.metrics.failures.inc();
+                tracing::warn!(segment = %upload.segment, object = upload.object, %error, "a segment was not copied");
+                Err(error.failure())
+            }
+        }
+    }
+
+    async fn copy(&self, upload: &UploadRequest) -> Result<Uploaded, UploadError> {
+        let bucket = self.bucket.as_ref().ok_or(UploadError::NoStore)?;
+        let mut state = State::at_base(self.state(upload).await?);
+        let start = RunStart {
+            topic: upload.topic,
+            segment: upload.segment,
+            base: upload.base,
+            session: upload.session,
+        };
+        let mut writer = RunWriter::start(bucket, &upload.object, start).await;
+        match self.copy_batches(upload, &mut writer, &mut state).await {
+            Ok(()) => Ok(writer.finish(state.at(upload.until), upload.until).await?),
+            Err(error) => {
+                writer.abort().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn copy_batches(
+        &self,
+        upload: &UploadRequest,
+        writer: &mut RunWriter,
+        state: &mut State,
+    ) -> Result<(), UploadError> {
+        let mut from = upload.base;
+        while from < upload.until {
+            let batches = self.read(upload, from).await?;
+            let end = state.take(&batches, from).map_err(UploadError::Content)?;
+            if end > upload.until {
+                let what = format!("a batch ends at {end}, beyond the sealed end {}", upload.until);
+                return Err(UploadError::Content(what));
+            }
+            writer.write(batches).await?;
+            from = end;
+        }
+        Ok(())
+    }
+
+    async fn read(&self, upload: &UploadRequest, from: Offset) -> Result<Bytes, UploadError> {
+        let request = ReadRequest {
+            segment: upload.segment,
+            generation: upload.generation,
+            from,
+            until: upload.until,
+            max_bytes: READ_BYTES,
+        };
+        let reader = self.reader.clone();
+        Ok(off_thread(move || reader.read(&request)).await?)
+    }
+
+    /// The state at the segment's base, from its OPEN frame.
+    async fn state(&self, upload: &UploadRequest) -> Result<PartitionState, UploadError> {
+        let request = HeadersRequest {
+            segment: upload.segment,
+            generation: upload.generation,
+            until: upload.base,
+        };
+        let reader = self.reader.clone();
+        let found = off_thread(move || reader.headers(&request)).await?;
+        if found.state_kind != FrameKind::Open as u8 {
+            let what = format!("its first frame is of kind {}, OPEN expected", found.state_kind);
+            return Err(UploadError::Content(what));
+        }
+        OpenPayload::decode(&found.state)
+            .map(|open| open.state)
+            .map_err(|error| UploadError::Content(error.to_string()))
+    }
+}
+
+/// Reads of the journal block; they have a thread of their own for as long.
+async fn off_thread<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, NodeFailure> + Send + 'static,
+) -> Result<T, NodeFailure> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(result) => result,
+        Err(error) => {
+            tracing::error!(%error, "a read for a copy ended early");
+            Err(NodeFailure::Failed)
+        }
+    }
+}
+
+/// The partition's state while its batches pass.
+struct State {
+    producers: Producers,
+    state: PartitionState,
+}
+
+impl State {
+    fn at_base(mut state: PartitionState) -> Self {
+        Self {
+            producers: Producers::from_entries(std::mem::take(&mut state.producers)),
+            state,
+        }
+    }
+
+    /// Takes batches that begin at `from`; where they end.
+    fn take(&mut self, batches: &[u8], from: Offset) -> Result<Offset, String> {
+        let (mut rest, mut next) = (batches, from);
+        while !rest.is_empty() {
+            let header = Header::parse(rest).map_err(|error| format!("a batch at {next}: {error}"))?;
+            if header.base_offset() != next {
+                return Err(format!(
+                    "a batch begins at {}, {next} expected",
+                    header.base_offset()
+                ));
+            }
+            self.producers.record(&header, next);
+            if let Some(epoch) = header.leader_epoch()
+                && self.state.epochs.last().is_none_or(|(last, _)| *last < epoch)
+            {
+                self.state.epochs.push((epoch, next));
+            }
+            next = header.end_offset();
+            rest = rest.get(header.len_bytes()..).unwrap_or_default();
+        }
+        if next <= from {
+            return Err(format!("nothing was read at {from}"));
+        }
+        Ok(next)
+    }
+
+    fn at(mut self, end: Offset) -> PartitionState {
+        self.state.producers = self.producers.snapshot_below(end);
+        self.state
+    }
+}
