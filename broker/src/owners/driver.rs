@@ -177,6 +177,7 @@ impl Driver {
             wall_ms: self.settings.clock.now_unix_ms(),
             nodes: &self.views,
             meta_healthy: self.now_ms.saturating_sub(self.meta_answered_ms) < META_HEALTHY_MS,
+            meta_revision: self.offloads.revision(),
             nonce: self.nonce,
             out: &mut out,
         };
@@ -464,6 +465,7 @@ impl Driver {
             wall_ms: self.settings.clock.now_unix_ms(),
             nodes: &self.views,
             meta_healthy: true,
+            meta_revision: self.offloads.revision(),
             nonce: self.nonce,
             out: &mut out,
         };

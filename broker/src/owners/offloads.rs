@@ -75,6 +75,11 @@ impl Offloads {
         self.objects.is_some()
     }
 
+    /// Newest revision of the metadata store that was seen.
+    pub(super) fn revision(&self) -> u64 {
+        self.names.revision()
+    }
+
     /// The metadata store was seen at this revision.
     pub(super) fn saw(&self, revision: u64) {
         self.names.saw(revision);

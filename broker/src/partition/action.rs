@@ -58,6 +58,8 @@ pub struct Context<'a> {
     pub nodes: &'a Nodes,
     /// The metadata store has answered lately: planned changes may start.
     pub meta_healthy: bool,
+    /// Newest revision of the metadata store that this broker has seen.
+    pub meta_revision: u64,
     /// A number that was never used before, for the next change of the record.
     pub nonce: u64,
     /// What the driver must do, in order.

@@ -237,6 +237,13 @@ impl Owner {
         self.prepare(Plan::Roll { end }, Vec::new(), ctx);
     }
 
+    /// The token of a segment that is prepared now: the newest revision known, not only that of the
+    /// record, which may not have changed for long. Nodes close unknown segments up to the newest
+    /// token of all that they trimmed.
+    pub(super) fn fresh_token(&self, ctx: &Context<'_>) -> Token {
+        Token(self.revision.max(ctx.meta_revision))
+    }
+
     /// Prepares a segment on healthy nodes: sends OPEN with the state at its base, and `carried`
     /// frames' payloads after it. False where too few nodes are healthy.
     pub(super) fn prepare(&mut self, plan: Plan, carried: Vec<Carried>, ctx: &mut Context<'_>) -> bool {
@@ -258,7 +265,7 @@ impl Owner {
         self.seq += 1;
         let segment = Segment {
             id,
-            token: Token(self.revision),
+            token: self.fresh_token(ctx),
             base,
             end: None,
             ack_quorum: self.config.ack_quorum,

@@ -68,6 +68,15 @@ impl Owner {
         };
         match refusal {
             Refusal::Gap(expected) => writer.resend(node, expected, ctx.out),
+            Refusal::Closed => {
+                // The node's floor has passed the token. Until a newer one is known, another segment
+                // would fare no better: the next tick looks again.
+                writer.give_up(node);
+                let token = writer.segment.token;
+                if self.fresh_token(ctx) > token {
+                    self.mend(ctx);
+                }
+            }
             _ => {
                 writer.give_up(node);
                 if matches!(

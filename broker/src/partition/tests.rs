@@ -88,7 +88,11 @@ struct World {
     random: SeededRandom,
     now_ms: u64,
     record: Partition,
+    /// Of the record's newest change.
     revision: u64,
+    /// Of the store's newest change, also of other keys; and as far as the broker has heard.
+    newest: u64,
+    heard: u64,
     replicas: BTreeMap<NodeId, Replica>,
     sessions: BTreeMap<NodeId, u32>,
     wires: BTreeMap<NodeId, VecDeque<InFlight>>,
@@ -161,6 +165,7 @@ impl World {
             wall_ms: 0,
             nodes: &nodes,
             meta_healthy: true,
+            meta_revision: 10,
             nonce: 7,
             out: &mut out,
         };
@@ -176,6 +181,8 @@ impl World {
             now_ms: 0,
             record,
             revision: 10,
+            newest: 10,
+            heard: 10,
             sessions: replicas_map.keys().map(|id| (*id, 0)).collect(),
             wires: replicas_map.keys().map(|id| (*id, VecDeque::new())).collect(),
             replicas: replicas_map,
@@ -208,6 +215,7 @@ impl World {
             wall_ms: 0,
             nodes: &nodes,
             meta_healthy: true,
+            meta_revision: self.heard,
             nonce: self.nonce,
             out: &mut out,
         };
@@ -376,6 +384,21 @@ impl World {
         }
     }
 
+    /// The record changes.
+    fn change_store(&mut self) {
+        self.newest += 1;
+        self.revision = self.newest;
+    }
+
+    /// Other partitions change the store, and a node trims what it held of them: its floor passes
+    /// tokens that this broker may not have heard of.
+    fn trim_others(&mut self, node: NodeId) {
+        self.newest += self.random.range(1, 20);
+        let floor = Token(self.newest - self.random.range(0, 3));
+        let replica = self.replicas.get_mut(&node).unwrap();
+        replica.floor = replica.floor.max(floor);
+    }
+
     fn owner_revision(&self) -> u64 {
         self.owner.revision()
     }
@@ -542,7 +565,7 @@ impl World {
         if applied {
             check_chain(&self.record, &next);
             self.record = *next;
-            self.revision += 1;
+            self.change_store();
         }
         if owner != self.incarnation {
             return;
@@ -564,7 +587,7 @@ impl World {
             .record
             .grant(BrokerId(self.incarnation), session, self.nonce)
             .unwrap();
-        self.revision += 1;
+        self.change_store();
         // A change that was on its way may still arrive, and must fail.
         let zombie = self.store.take();
         let nodes = nodes_of(&self.replicas);
@@ -575,6 +598,7 @@ impl World {
             wall_ms: 0,
             nodes: &nodes,
             meta_healthy: true,
+            meta_revision: self.heard,
             nonce: self.nonce,
             out: &mut out,
         };
@@ -623,10 +647,12 @@ impl World {
     fn step(&mut self) {
         let nodes: Vec<_> = self.replicas.keys().copied().collect();
         let node = nodes[usize::try_from(self.random.range(0, nodes.len() as u64)).unwrap()];
-        match self.random.range(0, 106) {
+        match self.random.range(0, 108) {
             0..30 => self.produce(),
             100..104 => self.run_errand(),
             104..106 => self.trim(node),
+            106 => self.trim_others(node),
+            107 => self.heard = self.newest,
             30..75 => self.deliver(node),
             75..88 => self.settle_store(),
             88..96 => self.pass(20),
@@ -653,6 +679,9 @@ impl World {
         for node in down {
             self.toggle(node);
         }
+        // The broker asks for the newest revision from time to time, and it rises.
+        self.newest += 1;
+        self.heard = self.newest;
         for round in 0..20_000 {
             for node in self.replicas.keys().copied().collect::<Vec<_>>() {
                 self.deliver(node);
