@@ -4,6 +4,8 @@
 //! damaged. A failure of the cache is never a failure of the read. Concurrent readers of one block
 //! make one request. Memory: `memory_bytes`, and on top with a disk the write buffers below.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -102,6 +104,8 @@ fn read_exact(reader: &mut impl std::io::Read, bytes_max: usize) -> foyer::Resul
 pub(crate) struct BlockCache {
     blocks: HybridCache<BlockKey, Block>,
     metrics: CacheMetrics,
+    /// Held for as long as the folder is used.
+    _lock: Option<Arc<File>>,
 }
 
 #[derive(Clone)]
@@ -123,9 +127,14 @@ impl BlockCache {
             place: format!("cache {}", config.dir),
             reason,
         };
+        let mut lock = None;
         let builder = if config.dir.is_empty() {
             builder
         } else {
+            // First of all, for the device panics where it has no folder.
+            lock = Some(Arc::new(
+                lock_folder(&config.dir).map_err(|error| failed(error.to_string()))?,
+            ));
             let device = FsDeviceBuilder::new(&config.dir)
                 .with_capacity(config.disk_bytes.as_usize())
                 .build()
@@ -144,6 +153,7 @@ impl BlockCache {
         let scope = metrics.scope("object_cache");
         Ok(Self {
             blocks,
+            _lock: lock,
             metrics: CacheMetrics {
                 reads: scope.register(
                     "reads",
@@ -223,6 +233,15 @@ impl BlockCache {
     pub fn insert(&self, key: BlockKey, bytes: Bytes) {
         self.blocks.insert(key, Block(bytes));
     }
+}
+
+/// Creates the folder and takes it for this process.
+fn lock_folder(folder: &str) -> std::io::Result<File> {
+    std::fs::create_dir_all(folder)?;
+    let lock = File::create(Path::new(folder).join("lock"))?;
+    lock.try_lock()
+        .map_err(|error| std::io::Error::other(format!("is it used by another process? {error}")))?;
+    Ok(lock)
 }
 
 /// A small cache of decoded, immutable values by name.

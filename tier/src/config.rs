@@ -38,6 +38,10 @@ pub struct ObjectStoreConfig {
     pub part_bytes: ByteSize,
     /// Uploads of one process at a time; each takes up to three parts of memory.
     pub uploads_max: u32,
+    /// Time from one garbage collection to the next.
+    pub gc_interval: HumanDuration,
+    /// How long an object must have been garbage before it is deleted.
+    pub gc_grace: HumanDuration,
 }
 
 impl Default for ObjectStoreConfig {
@@ -56,6 +60,8 @@ impl Default for ObjectStoreConfig {
             retry_timeout: HumanDuration::secs(60),
             part_bytes: ByteSize::mib(8),
             uploads_max: 2,
+            gc_interval: HumanDuration::secs(3600),
+            gc_grace: HumanDuration::secs(24 * 3600),
         }
     }
 }
@@ -158,6 +164,9 @@ impl Validate for ObjectStoreConfig {
             if !(TIMEOUT_MS.0..=TIMEOUT_MS.1).contains(&ms) {
                 return bad(key, format!("{ms} ms must lie between 10ms and 10min"));
             }
+        }
+        if self.gc_interval.as_millis() < 1000 {
+            return bad("gc_interval", "at least 1s".to_owned());
         }
         let part = self.part_bytes.as_u64();
         if !(PART_BYTES.0..=PART_BYTES.1).contains(&part) {

@@ -128,9 +128,7 @@ impl Asked<'_> {
             None if text.contains("redirect without LOCATION") => {
                 self.refused("redirected without a place to go", REDIRECT_HINT)
             }
-            None if text.contains("starting at a larger offset")
-                || text.contains("greater than the file") =>
-            {
+            None if text.contains("Wanted range starting at") => {
                 self.corrupt("it ends before the range that was asked for")
             }
             None => match io_kind(error) {

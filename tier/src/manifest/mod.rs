@@ -8,8 +8,6 @@
 
 mod fold;
 mod retention;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 
