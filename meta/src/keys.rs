@@ -39,6 +39,8 @@ pub const BROKERS: &str = "/b/";
 pub const PROXIES: &str = "/x/";
 /// Counter of partition ids.
 pub const PARTITION_IDS: &str = "/id/partition";
+/// Counter of brokers that were given their id.
+pub const BROKER_IDS: &str = "/id/broker";
 /// Counter of producer ids.
 pub const PRODUCER_IDS: &str = "/id/producer";
 

@@ -19,12 +19,12 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{MetaFailure, TRIES_MAX};
-use crate::keys;
 use crate::record::encode;
 use crate::store::{
     BadRequest, Compare, Entry, LeaseError, LeaseKeeper, MetaStore, Op, ReadError, Revision, Txn, TxnError,
     WatchError, WatchKind,
 };
+use crate::{counter, keys};
 
 /// Why a session could not be had or changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +61,31 @@ impl From<TxnError> for SessionError {
 
 /// Longest id of a proxy.
 pub const PROXY_ID_BYTES_MAX: usize = 128;
+
+/// Highest id that an operator may give a broker; those above are for [`allocate_broker_id`], so
+/// that no configured broker ever takes the session of another one.
+pub const CONFIGURED_BROKER_ID_MAX: u32 = 1_000;
+
+/// Highest id of a broker: what clients of other protocols know brokers by is signed.
+const BROKER_ID_MAX: u64 = i32::MAX as u64;
+
+/// An id that no broker of the cluster has or had. Each start takes another one: a process that
+/// keeps nothing has no use for its last one.
+///
+/// # Errors
+/// As the store fails, and once all ids were handed out.
+pub async fn allocate_broker_id(store: &dyn MetaStore) -> Result<BrokerId, MetaFailure> {
+    let taken = counter::allocate(store, keys::BROKER_IDS, 1).await?;
+    let id = taken.start.saturating_add(u64::from(CONFIGURED_BROKER_ID_MAX));
+    match u32::try_from(id) {
+        Ok(fits) if id <= BROKER_ID_MAX => Ok(BrokerId(fits)),
+        _ => Err(MetaFailure::Exhausted {
+            key: keys::BROKER_IDS.to_owned(),
+            next: taken.start,
+            count: 1,
+        }),
+    }
+}
 
 /// A registered process. Dropping it lets the lease run out; [`Session::close`] ends it at once.
 pub struct Session {

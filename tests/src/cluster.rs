@@ -11,7 +11,7 @@ use crate::process::Process;
 /// A running cluster; everything in it ends when it is dropped.
 #[derive(Debug)]
 pub struct Cluster {
-    /// Brokers, from number 1.
+    /// Brokers, in the order in which they were started.
     pub brokers: Vec<Process>,
     /// Storage nodes, from number 1.
     pub nodes: Vec<Process>,
@@ -46,14 +46,24 @@ impl Cluster {
             cluster.nodes.push(process);
         }
         for id in 1..=brokers {
-            let extra =
-                format!("[broker]\nid = {id}\ndata_listen = \"tcp://127.0.0.1:0\"\nsession_ttl = \"3s\"\n");
-            let process = cluster.launch(binary, &format!("broker{id}"), "broker,controller", &extra)?;
-            cluster.brokers.push(process);
+            cluster.add_broker(binary, id)?;
         }
         let process = cluster.launch(binary, "proxy1", "proxy", "")?;
         cluster.proxies.push(process);
         Ok(cluster)
+    }
+
+    /// Starts one more broker, which is a controller too; 0 for one that is given its id.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn add_broker(&mut self, binary: &Path, id: u32) -> anyhow::Result<()> {
+        let extra =
+            format!("[broker]\nid = {id}\ndata_listen = \"tcp://127.0.0.1:0\"\nsession_ttl = \"3s\"\n");
+        let name = format!("broker{}", self.brokers.len() + 1);
+        let process = self.launch(binary, &name, "broker,controller", &extra)?;
+        self.brokers.push(process);
+        Ok(())
     }
 
     fn launch(&self, binary: &Path, name: &str, roles: &str, extra: &str) -> anyhow::Result<Process> {

@@ -125,6 +125,30 @@ async fn a_killed_broker_loses_nothing() {
     run.end("broker killed").await;
 }
 
+/// The ids of the brokers that have a session, lowest first.
+async fn broker_ids(client: &Client) -> Vec<u32> {
+    let described = client.admin().describe_cluster().await.unwrap();
+    let mut ids: Vec<_> = described.brokers.iter().map(|broker| broker.id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_that_are_given_their_ids_follow_each_other_and_lose_nothing() {
+    let mut cluster = Cluster::start(binary(), 3, 0).unwrap();
+    cluster.add_broker(binary(), 0).unwrap();
+    cluster.add_broker(binary(), 0).unwrap();
+    let run = Run::begin(&cluster).await;
+    assert_eq!(broker_ids(&run.client).await, [1001, 1002]);
+    cluster.brokers[0].kill();
+    wait_for_progress(&run.client, "with one broker").await;
+    cluster.brokers[0].restart().unwrap();
+    cluster.brokers[1].stop().unwrap();
+    wait_for_progress(&run.client, "with the one that came third").await;
+    assert_eq!(broker_ids(&run.client).await, [1003]);
+    run.end("brokers without a configured id").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_storage_node_loses_nothing() {
     let mut cluster = Cluster::start(binary(), 3, 2).unwrap();

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use forebay_meta::session::CONFIGURED_BROKER_ID_MAX;
 use forebay_runtime::config::{ByteSize, ConfigError, HumanDuration, Validate};
 use forebay_runtime::telemetry::TelemetryConfig;
 use forebay_tier::{CacheConfig, ObjectStoreConfig};
@@ -146,7 +147,8 @@ impl Default for ListenConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BrokerSection {
-    /// Number of this broker, unique in the cluster, from 1.
+    /// Number of this broker, unique in the cluster, from 1 to 1000; 0 for one that each start
+    /// takes from the metadata store, above 1000.
     pub id: u32,
     /// Where proxies connect: `tcp://host:port` or `unix:///path`.
     pub data_listen: String,
@@ -252,10 +254,16 @@ impl Validate for Config {
             );
             return Err(ConfigError::invalid("cluster.ack_quorum", why));
         }
-        for (key, id) in [("broker.id", self.broker.id), ("storage.id", self.storage.id)] {
-            if id == 0 {
-                return Err(ConfigError::invalid(key, "0 is not allowed, ids begin at 1"));
-            }
+        if self.broker.id > CONFIGURED_BROKER_ID_MAX {
+            let id = self.broker.id;
+            let why = format!("{id} is more than {CONFIGURED_BROKER_ID_MAX}: ids above are handed out for 0");
+            return Err(ConfigError::invalid("broker.id", why));
+        }
+        if self.storage.id == 0 {
+            return Err(ConfigError::invalid(
+                "storage.id",
+                "0 is not allowed, ids begin at 1",
+            ));
         }
         let ttl = self.broker.session_ttl.as_millis();
         if !(2_000..=600_000).contains(&ttl) {
@@ -310,6 +318,15 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         Config::default().validate().unwrap();
+    }
+
+    #[test]
+    fn a_broker_may_leave_its_id_to_the_store_and_not_take_one_of_those() {
+        let mut config = Config::default();
+        for (id, allowed) in [(0, true), (1_000, true), (1_001, false)] {
+            config.broker.id = id;
+            assert_eq!(config.validate().is_ok(), allowed, "{id}");
+        }
     }
 
     #[test]

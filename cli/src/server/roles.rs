@@ -173,16 +173,23 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
 
 /// `host:port` under which others reach a bound address.
 fn advertised(config: &Config, bound: SocketAddr) -> String {
-    match &config.listen.advertised_host {
+    match advertised_host(config) {
+        Some(host) if host.contains(':') => format!("[{host}]:{}", bound.port()),
         Some(host) => format!("{host}:{}", bound.port()),
         None => bound.to_string(),
     }
 }
 
+/// The host that others reach; an IPv6 address without its brackets.
+fn advertised_host(config: &Config) -> Option<&str> {
+    let host = config.listen.advertised_host.as_deref()?;
+    Some(host.trim_start_matches('[').trim_end_matches(']'))
+}
+
 /// The same for an address of the data protocol.
 fn advertised_data(config: &Config, bound: &str) -> String {
-    match (bound.parse::<Addr>(), &config.listen.advertised_host) {
-        (Ok(Addr::Tcp { port, .. }), Some(host)) => Addr::tcp(host.clone(), port).to_string(),
+    match (bound.parse::<Addr>(), advertised_host(config)) {
+        (Ok(Addr::Tcp { port, .. }), Some(host)) => Addr::tcp(host, port).to_string(),
         _ => bound.to_owned(),
     }
 }
@@ -287,7 +294,13 @@ async fn start_broker(
     let section = &config.broker;
     let address = data_address("broker.data_listen", &section.data_listen)?;
     let tasks = process.tasks.group("broker");
-    let name = format!("broker-{}", section.id);
+    let id = match section.id {
+        0 => session::allocate_broker_id(site.store.as_ref())
+            .await
+            .context("no broker id was handed out")?,
+        id => BrokerId(id),
+    };
+    let name = format!("broker-{}", id.0);
     let mut listener = Listener::bind(
         &name,
         address.as_ref(),
@@ -300,7 +313,7 @@ async fn start_broker(
     let data_address = advertised_data(config, &listener.address()?);
     listener.advertise(data_address.clone());
     let broker_config = BrokerConfig {
-        id: BrokerId(section.id),
+        id,
         zone: config.listen.zone.clone(),
         data_address,
         control_address: site.control_address.clone(),
@@ -323,7 +336,7 @@ async fn start_broker(
         metrics: process.metrics.clone(),
         tasks,
     };
-    let ready = process.readiness.component(format!("broker-{}", section.id));
+    let ready = process.readiness.component(name);
     let broker = Broker::start(broker_config, parts, listener).await?;
     ready.ready();
     control.register_broker(site.control_address.clone(), Arc::new(broker.control()));
@@ -380,18 +393,20 @@ async fn register_proxy(config: &Config, site: &Site) -> anyhow::Result<Session>
 
 fn start_controller(process: &Process, site: &Site, control: &Control) -> Controller {
     let control = control.clone();
-    let probe: Probe = Arc::new(move |_, address| {
+    let probe: Probe = Arc::new(move |id, address| {
         let control = control.clone();
         Box::pin(async move {
             let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
             match broker.ping(tonic::Request::new(v1::PingRequest {})).await {
+                // Another broker at the address: the one that was there before has ended.
+                Ok(answer) if answer.get_ref().broker != id.0 => Err(ProbeError::Refused),
                 Ok(_) => Ok(()),
                 Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
                 Err(_) => Err(ProbeError::Timeout),
             }
         })
     });
-    Controller::start(
+    let controller = Controller::start(
         Arc::clone(&site.store),
         site.control_address.clone(),
         Arc::clone(&process.clock),
@@ -399,5 +414,8 @@ fn start_controller(process: &Process, site: &Site, control: &Control) -> Contro
         probe,
         &process.tasks,
         &process.metrics,
-    )
+    );
+    // A candidate is as ready as the leader: either does all it is there for.
+    process.readiness.component("controller").ready();
+    controller
 }

@@ -145,3 +145,26 @@ async fn unknown_outcomes_leave_one_session_that_is_ours() {
         );
     }
 }
+
+#[tokio::test]
+async fn ids_that_are_handed_out_lie_above_those_of_operators_and_end() {
+    let world = World::new().await;
+    assert_eq!(
+        allocate_broker_id(&*world.store).await,
+        Ok(BrokerId(CONFIGURED_BROKER_ID_MAX + 1))
+    );
+    assert_eq!(
+        allocate_broker_id(&*world.store).await,
+        Ok(BrokerId(CONFIGURED_BROKER_ID_MAX + 2))
+    );
+    let left = BROKER_ID_MAX - u64::from(CONFIGURED_BROKER_ID_MAX) - 2;
+    crate::counter::allocate(&*world.store, keys::BROKER_IDS, left - 1)
+        .await
+        .unwrap();
+    assert_eq!(
+        allocate_broker_id(&*world.store).await,
+        Ok(BrokerId(i32::MAX.cast_unsigned()))
+    );
+    let error = allocate_broker_id(&*world.store).await.unwrap_err();
+    assert!(matches!(error, MetaFailure::Exhausted { .. }), "{error}");
+}

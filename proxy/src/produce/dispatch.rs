@@ -172,15 +172,12 @@ impl<R> Dispatch<R> {
 
     /// A session ended, or could not be made (`generation` 0 where it was not even tried).
     pub(crate) fn on_down(&mut self, now: Duration, broker: BrokerId, generation: u64, reason: &str) {
-        if let Some(session) = self.sessions.get_mut(&broker) {
-            if session.generation.is_some_and(|current| current != generation) {
-                return;
-            }
-            session.generation = None;
-            session.connecting = false;
-            session.in_flight = 0;
-            session.blocked.clear();
+        let later = |session: &SessionState| session.generation.is_some_and(|current| current != generation);
+        if self.sessions.get(&broker).is_some_and(later) {
+            return;
         }
+        // A broker that still has lanes is entered again below; one that left is forgotten.
+        self.sessions.remove(&broker);
         for id in self.lanes_of(broker) {
             if let Some(lane) = self.lanes.get_mut(&id) {
                 lane.on_lost(reason, &mut self.steps);
