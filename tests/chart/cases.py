@@ -64,3 +64,12 @@ BAD = [
     (["storage.persistence.size=lots"], "size"),
     (["fullnameOverride=" + "a" * 41], "fullnameOverride"),
 ]
+
+# Of a release with five storage nodes and three members of etcd; none where the change is allowed.
+CHANGES = [
+    ("storage.replicas=4", "storage.replicas = 4 takes away storage nodes that hold data, there are 5"),
+    ("storage.replicas=4,storage.allowScaleDown=true", None),
+    ("storage.replicas=6", None),
+    ("storage.replicas=5,etcd.replicas=5", "a running etcd of 3 members cannot be resized"),
+    ("storage.replicas=5,etcd.enabled=false,metadata.externalEndpoints={http://a:2379}", "would remove the etcd"),
+]

@@ -28,6 +28,8 @@ def main() -> int:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         print("chart: skipped, its tools are for Linux on x86-64 only", file=sys.stderr)
         return 0
+    if sys.version_info < (3, 11):
+        parser.error(f"Python 3.11 or later is needed, this is {platform.python_version()}")
     if options.forebay and not os.access(options.forebay, os.X_OK):
         parser.error(f"--forebay: {options.forebay} cannot be run")
     sys.path.insert(0, str(HERE))

@@ -16,6 +16,7 @@ import kubernetes_validate
 import kubernetes_validate.utils
 import yaml
 
+import api
 import cases
 import containerfile
 import rules
@@ -53,14 +54,18 @@ class Suite:
         return subprocess.run([self.helms[name], *map(str, args)], cwd=cwd, env=self.env, text=True,
                               stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
 
+    def each_helm(self, run) -> list[tuple[str, subprocess.CompletedProcess]]:
+        """What each Helm answers; they run at the same time."""
+        with ThreadPoolExecutor(max_workers=len(self.helms)) as pool:
+            return list(zip(self.helms, pool.map(run, self.helms)))
+
     def template(self, name: str, version: str, args: list[str], release: str = "t") -> subprocess.CompletedProcess:
         return self.helm(name, "template", release, ".", "--namespace", "messaging", "--kube-version", version, *args)
 
     def rendered(self, where: str, args: list[str], version: str, release: str = "t") -> list[dict]:
         """What all Helms agree on, empty where one refuses."""
         answers = {}
-        for name in self.helms:
-            done = self.template(name, version, args, release)
+        for name, done in self.each_helm(lambda name: self.template(name, version, args, release)):
             if done.returncode != 0:
                 self.complain(where, f"{name}: {done.stderr.strip()}")
                 return []
@@ -73,9 +78,8 @@ class Suite:
     # ---- the checks -------------------------------------------------------------------------
 
     def lint(self) -> None:
-        for name in self.helms:
-            for values, args in cases.GOOD.items():
-                done = self.helm(name, "lint", "--strict", ".", *args)
+        for values, args in cases.GOOD.items():
+            for name, done in self.each_helm(lambda name: self.helm(name, "lint", "--strict", ".", *args)):
                 if done.returncode != 0:
                     self.complain(f"values {values!r}, {name} lint --strict", done.stdout + done.stderr)
 
@@ -150,6 +154,16 @@ class Suite:
             if done.returncode == 0 or "incompatible" not in done.stderr:
                 self.complain("Kubernetes 1.27", f"{name} takes it: {done.stderr.strip()}")
 
+    def running(self) -> None:
+        """Changes of a running release that would lose data."""
+        with api.Api(Path(self.home.name), {"t-forebay-storage": 5, "t-forebay-etcd": 3}) as running:
+            for args, reason in cases.CHANGES:
+                for name in self.helms:
+                    done = self.helm(name, "template", "t", ".", "--namespace", "messaging", "--dry-run=server", "--disable-openapi-validation",
+                                     "--kubeconfig", running.kubeconfig, "--set", args)
+                    if (done.returncode == 0) != (reason is None) or (reason or "") not in done.stderr:
+                        self.complain(f"{args} for a running release", f"{name} should say {reason!r}: {done.stderr.strip()!r}")
+
     def rolls(self) -> None:
         """A change of one role's configuration restarts that role's pods and no others."""
         before = self.rendered("rolls", [], KUBERNETES[1])
@@ -212,7 +226,7 @@ class Suite:
             self.complain("Containerfile", complaint)
 
     def run(self, binary: Path | None) -> int:
-        checks = [self.versions, self.lint, self.good, self.bad, self.old_kubernetes, self.rolls, self.rules_bite,
+        checks = [self.versions, self.lint, self.good, self.bad, self.old_kubernetes, self.running, self.rolls, self.rules_bite,
                   self.notes, self.documents, self.package, self.container]
         for check in checks:
             began = time.monotonic()

