@@ -2,13 +2,13 @@
 
 1. Every forebay.toml of every set of values is given to `forebay config check`, where the binary has
    that command.
-2. etcd is started, the default set rendered for it, and each pod becomes a process: its arguments,
-   its environment with the fields that Kubernetes would fill in, its configuration from its
-   ConfigMap, its probes by HTTP, its end by SIGTERM within its grace period. A pod's address is one
-   of 127.0.0.0/8, so that all of them have the ports that the chart says.
+2. The default set is rendered, and each pod becomes a process, those of etcd too: its arguments, its
+   environment with the fields that Kubernetes would fill in, its configuration from its ConfigMap,
+   its probes by HTTP, its end by SIGTERM within its grace period. A pod's address is one of
+   127.0.0.0/8, so that all of them have the ports that the chart says.
 3. The pod of `helm test` is run against them.
 
-What differs from a cluster: addresses in place of names, and one machine.
+What differs from a cluster: addresses in place of names, one machine, and its etcd.
 """
 
 import json
@@ -16,7 +16,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -67,10 +66,9 @@ def check_configurations(suite, binary: Path) -> None:
                     suite.complain(f"values {name!r}, {rules.title(one)}", done.stderr.strip())
 
 
-def free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+def expand(text: str, env: dict[str, str]) -> str:
+    """Puts the variables in that Kubernetes puts in."""
+    return re.sub(r"\$\((\w+)\)", lambda name: env[name[1]], text)
 
 
 class Pod:
@@ -79,6 +77,7 @@ class Pod:
     def __init__(self, name: str, address: str, template: dict) -> None:
         self.name, self.address, self.template = name, address, template
         self.container = template["spec"]["containers"][0]
+        self.role = template["metadata"]["labels"]["app.kubernetes.io/component"]
         self.process: subprocess.Popen | None = None
 
     def field(self, path: str) -> str:
@@ -97,15 +96,17 @@ class Pod:
             if "valueFrom" in variable:
                 env[variable["name"]] = self.field(variable["valueFrom"]["fieldRef"]["fieldPath"])
             else:
-                env[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda name: env[name[1]], variable["value"])
+                env[variable["name"]] = expand(variable["value"], env)
         return env
 
     def probe(self, kind: str) -> str:
         """Empty where the probe passes, else what is wrong."""
         get = self.container[kind]["httpGet"]
         port = next(port["containerPort"] for port in self.container["ports"] if port["name"] == get["port"])
+        # The etcd of this machine may be older than the chart's, which has the other two paths.
+        path = "/health" if self.role == "etcd" else get["path"]
         try:
-            with urllib.request.urlopen(f"http://{self.address}:{port}{get['path']}", timeout=3):
+            with urllib.request.urlopen(f"http://{self.address}:{port}{path}", timeout=3):
                 return ""
         except urllib.error.HTTPError as error:
             return error.read().decode().strip()
@@ -118,50 +119,57 @@ class Stage:
         self.folder, self.binary = folder, binary
         self.net = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}"
         self.pods: list[Pod] = []
-        self.etcd: subprocess.Popen | None = None
+        # What stands in for DNS, and for the mounts and addresses that only a container has.
+        self.names: dict[str, str] = {}
 
     def play(self, suite) -> None:
-        endpoint = self.start_etcd()
-        args = ["--set", f"etcd.enabled=false,metadata.externalEndpoints={{{endpoint}}}",
-                "--set", "config.storage.journal_file_bytes=16MiB,zone.podLabel=app.kubernetes.io/component"]
+        args = ["--set", "config.storage.journal_file_bytes=16MiB,zone.podLabel=app.kubernetes.io/component"]
         objects = suite.rendered("play", args, "1.36")
         if not objects:
             raise Failed("nothing is rendered")
         for workload in rules.of_kind(objects, *rules.WORKLOADS):
-            first = workload["spec"].get("ordinals", {}).get("start", 0)
-            for number in range(first, first + workload["spec"]["replicas"]):
-                name = f"{workload['metadata']['name']}-{number}"
-                pod = Pod(name, f"{self.net}.{len(self.pods) + 1}", workload["spec"]["template"])
-                self.pods.append(pod)
-                self.start(pod, objects, workload)
+            self.admit(workload)
+        for pod in self.pods:
+            self.start(pod, objects)
         self.wait_ready()
         self.round_trip(objects)
         self.check_members()
         self.stop_in_time()
 
-    def start_etcd(self) -> str:
-        client, peer = (f"http://127.0.0.1:{free_port('127.0.0.1')}" for _ in range(2))
-        self.etcd = subprocess.Popen(
-            ["etcd", "--data-dir", self.folder / "etcd", "--listen-client-urls", client,
-             "--advertise-client-urls", client, "--listen-peer-urls", peer],
-            env={"PATH": os.environ["PATH"], "ETCD_UNSUPPORTED_ARCH": ""}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=open(self.folder / "etcd.log", "w"))
-        return client
+    def admit(self, workload: dict) -> None:
+        """Gives the workload's pods their addresses and names."""
+        first = workload["spec"].get("ordinals", {}).get("start", 0)
+        for number in range(first, first + workload["spec"]["replicas"]):
+            pod = Pod(f"{workload['metadata']['name']}-{number}", f"{self.net}.{len(self.pods) + 1}",
+                      workload["spec"]["template"])
+            self.pods.append(pod)
+            if service := workload["spec"].get("serviceName"):
+                self.names[f"{pod.name}.{service}.messaging.svc.cluster.local"] = pod.address
 
-    def start(self, pod: Pod, objects: list[dict], workload: dict) -> None:
+    def of(self, *roles: str) -> list[Pod]:
+        return [pod for pod in self.pods if pod.role in roles]
+
+    def on_this_machine(self, pod: Pod, text: str) -> str:
+        own = self.folder / pod.name
+        changes = {**self.names, "0.0.0.0": pod.address, "/var/lib/forebay": str(own), "/var/lib/etcd": str(own),
+                   "/etc/forebay": str(own)}
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        return text
+
+    def start(self, pod: Pod, objects: list[dict]) -> None:
         own = self.folder / pod.name
         own.mkdir()
-        text = next(one["data"]["forebay.toml"] for one in rules.of_kind(objects, "ConfigMap")
-                    if one["metadata"]["name"] == pod.template["spec"]["volumes"][0]["configMap"]["name"])
-        # Mounts and the network's namespace are what a process on this machine does not have.
-        text = text.replace("0.0.0.0", pod.address).replace("/var/lib/forebay", str(own))
-        (own / "forebay.toml").write_text(text)
-        arguments = [str(own / "forebay.toml") if word == "/etc/forebay/forebay.toml" else word
-                     for word in pod.container["args"]]
+        for volume in pod.template["spec"].get("volumes", []):
+            config = next(one for one in rules.of_kind(objects, "ConfigMap")
+                          if one["metadata"]["name"] == volume["configMap"]["name"])
+            for name, text in config["data"].items():
+                (own / name).write_text(self.on_this_machine(pod, text))
         env = pod.environment()
-        if env["FOREBAY_LISTEN__ADVERTISED_HOST"].startswith(f"{pod.name}.{workload['metadata']['name']}."):
-            env["FOREBAY_LISTEN__ADVERTISED_HOST"] = pod.address
-        pod.process = subprocess.Popen([self.binary, *arguments], env=env, cwd="/", stdin=subprocess.DEVNULL,
+        arguments = [self.on_this_machine(pod, expand(word, env)) for word in pod.container["args"]]
+        env = {name: self.on_this_machine(pod, value) for name, value in env.items()}
+        program = "etcd" if pod.role == "etcd" else self.binary
+        pod.process = subprocess.Popen([program, *arguments], env=env, cwd="/", stdin=subprocess.DEVNULL,
                                        stdout=subprocess.DEVNULL, stderr=open(own / "log", "w"))
 
     def tail(self, pod: Pod) -> str:
@@ -179,7 +187,7 @@ class Stage:
                     time.sleep(0.05)
 
     def client(self, *command: str, **options) -> subprocess.CompletedProcess:
-        proxy = next(pod for pod in self.pods if pod.container["args"][2] == "proxy")
+        proxy = self.of("proxy")[0]
         tools = self.folder / "bin"
         if not tools.exists():
             tools.mkdir()
@@ -202,7 +210,7 @@ class Stage:
             raise Failed(f"forebay cluster status: {done.stderr}")
         status = json.loads(done.stdout)
         for role, known in [("storage", status["storage_nodes"]), ("broker", status["brokers"]), ("proxy", status["proxies"])]:
-            expected = {pod.address: pod for pod in self.pods if pod.container["args"][2] == role}
+            expected = {pod.address: pod for pod in self.of(role)}
             found = {re.search(r"127\.[0-9.]+", one["address"])[0]: one for one in known}
             if found.keys() != expected.keys() or any(one["zone"] != role for one in known):
                 raise Failed(f"{role}: known are {known}, played are {sorted(expected)}")
@@ -211,19 +219,24 @@ class Stage:
                     raise Failed(f"{expected[address].name} has the id {one['id']}")
 
     def stop_in_time(self) -> None:
-        for pod in self.pods:
-            pod.process.send_signal(signal.SIGTERM)
-        for pod in self.pods:
-            grace = pod.template["spec"]["terminationGracePeriodSeconds"]
-            try:
-                status = pod.process.wait(grace)
-            except subprocess.TimeoutExpired:
-                raise Failed(f"{pod.name} does not end within {grace} s: {self.tail(pod)}") from None
-            if status != 0:
-                raise Failed(f"{pod.name} ends with status {status}: {self.tail(pod)}")
+        for roles in [["proxy", "broker", "storage", "controller"], ["etcd"]]:
+            for pod in self.of(*roles):
+                pod.process.send_signal(signal.SIGTERM)
+            for pod in self.of(*roles):
+                self.wait_end(pod)
+
+    def wait_end(self, pod: Pod) -> None:
+        grace = pod.template["spec"]["terminationGracePeriodSeconds"]
+        try:
+            status = pod.process.wait(grace)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{pod.name} does not end within {grace} s: {self.tail(pod)}") from None
+        # etcd ends in order and then by the signal that it was sent.
+        if status != 0 and (pod.role, status) != ("etcd", -signal.SIGTERM):
+            raise Failed(f"{pod.name} ends with status {status}: {self.tail(pod)}")
 
     def end(self) -> None:
-        for process in [pod.process for pod in self.pods] + [self.etcd]:
+        for process in [pod.process for pod in self.pods]:
             if process and process.poll() is None:
                 process.kill()
                 process.wait()

@@ -68,7 +68,7 @@
 {{- $section := dict "url" $store.url -}}
 {{- if hasPrefix "s3://" $store.url -}}
 {{- $_ := set $section "allow_http" $store.allowHttp -}}
-{{- $_ := set $section "path_style" $store.pathStyle -}}
+{{- if kindIs "bool" $store.pathStyle }}{{ $_ := set $section "path_style" $store.pathStyle }}{{ end -}}
 {{- if $store.endpoint }}{{ $_ := set $section "endpoint" $store.endpoint }}{{ end -}}
 {{- if $store.region }}{{ $_ := set $section "region" $store.region }}{{ end -}}
 {{- end -}}

@@ -68,7 +68,7 @@
 {{- if and $store.existingClaim (not (hasPrefix "file://" $store.url)) -}}
 {{- fail "objectStore.existingClaim is only for an objectStore.url that begins with file://" -}}
 {{- end -}}
-{{- range $key, $value := dict "endpoint" $store.endpoint "region" $store.region "credentials.existingSecret" $store.credentials.existingSecret "allowHttp" $store.allowHttp "pathStyle" $store.pathStyle -}}
+{{- range $key, $value := dict "endpoint" $store.endpoint "region" $store.region "credentials.existingSecret" $store.credentials.existingSecret "allowHttp" $store.allowHttp "pathStyle" (kindIs "bool" $store.pathStyle) -}}
 {{- if and $value (not $s3) -}}
 {{- fail (printf "objectStore.%s is given, and objectStore.url does not begin with s3://" $key) -}}
 {{- end -}}
