@@ -24,7 +24,9 @@ GOOD = {
         "--set", "networkPolicy.enabled=false,serviceAccount.create=false,zone.podLabel=,proxy.preStopSeconds=0",
         "--set", "proxy.topologySpread.zone=,proxy.topologySpread.host=",
     ],
-    "seven storage nodes": ["--set", "cluster.replicas=5,cluster.ackQuorum=3,storage.replicas=7,storage.pdb.maxUnavailable=2"],
+    "seven storage nodes": [
+        "--set", "cluster.replicas=5,cluster.ackQuorum=3,storage.replicas=7,storage.pdb.maxUnavailable=2",
+    ],
 }
 
 DIGEST = "sha256:" + "0" * 63
@@ -51,9 +53,11 @@ BAD = [
     (["config.storage.id=7"], "config.storage.id belongs to the chart"),
     (["config.broker.tail_cache_bytes=1GiB"], "use broker.tailCacheBytes"),
     (["config.storage.a.b=1"], "config"),
-    (["storage.extraEnv[0].name=FOREBAY_STORAGE__ID,storage.extraEnv[0].value=x"], "storage.extraEnv has FOREBAY_STORAGE__ID"),
+    (["storage.extraEnv[0].name=FOREBAY_STORAGE__ID"], "storage.extraEnv has FOREBAY_STORAGE__ID"),
+    (["config.cache.dir=/tmp"], "use proxy.diskCacheBytes"),
+    (["proxy.diskCacheBytes=2GB"], "diskCacheBytes"),
     (["proxy.memoryBytes=1GiB"], "proxy.resources.limits.memory = 1Gi is less than proxy.memoryBytes"),
-    (["broker.tailCacheBytes=2GiB"], "broker.resources.limits.memory = 1Gi is less than broker.memoryBytes, broker.tailCacheBytes"),
+    (["broker.tailCacheBytes=2GiB"], "broker.resources.limits.memory = 1Gi is less than broker.memoryBytes"),
     (["proxy.memoryBytes=512MB"], "memoryBytes"),
     (["proxy.terminationGracePeriodSeconds=24"], "proxy.preStopSeconds = 5"),
     (["proxy.replicas=0"], "replicas"),

@@ -123,7 +123,9 @@ class Stage:
         self.names: dict[str, str] = {}
 
     def play(self, suite) -> None:
-        args = ["--set", "config.storage.journal_file_bytes=16MiB,zone.podLabel=app.kubernetes.io/component"]
+        args = ["--set", "config.storage.journal_file_bytes=16MiB,zone.podLabel=app.kubernetes.io/component",
+                "--set", "objectStore.url=file:///objects,objectStore.existingClaim=objects",
+                "--set", "proxy.diskCacheBytes=64MiB"]
         objects = suite.rendered("play", args, "1.36")
         if not objects:
             raise Failed("nothing is rendered")
@@ -152,7 +154,8 @@ class Stage:
     def on_this_machine(self, pod: Pod, text: str) -> str:
         own = self.folder / pod.name
         changes = {**self.names, "0.0.0.0": pod.address, "/var/lib/forebay": str(own), "/var/lib/etcd": str(own),
-                   "/etc/forebay": str(own)}
+                   "/var/cache/forebay": str(own / "cache"), "/etc/forebay": str(own),
+                   "file:///objects": f"file://{self.folder}/objects"}
         for old, new in changes.items():
             text = text.replace(old, new)
         return text
@@ -161,6 +164,8 @@ class Stage:
         own = self.folder / pod.name
         own.mkdir()
         for volume in pod.template["spec"].get("volumes", []):
+            if "configMap" not in volume:
+                continue
             config = next(one for one in rules.of_kind(objects, "ConfigMap")
                           if one["metadata"]["name"] == volume["configMap"]["name"])
             for name, text in config["data"].items():
@@ -209,7 +214,8 @@ class Stage:
         if done.returncode != 0:
             raise Failed(f"forebay cluster status: {done.stderr}")
         status = json.loads(done.stdout)
-        for role, known in [("storage", status["storage_nodes"]), ("broker", status["brokers"]), ("proxy", status["proxies"])]:
+        for role, key in [("storage", "storage_nodes"), ("broker", "brokers"), ("proxy", "proxies")]:
+            known = status[key]
             expected = {pod.address: pod for pod in self.of(role)}
             found = {re.search(r"127\.[0-9.]+", one["address"])[0]: one for one in known}
             if found.keys() != expected.keys() or any(one["zone"] != role for one in known):

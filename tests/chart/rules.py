@@ -68,8 +68,8 @@ def env_of(workload: dict) -> dict[str, dict]:
 def complaints(objects: list[dict]) -> list[str]:
     if not objects:
         return ["nothing is rendered"]
-    rules = [rights, names, pods_are_locked, pods_are_probed, budgets, services, policies, configurations, storage_pods,
-             etcd_pods, monitors]
+    rules = [rights, names, pods_are_locked, pods_are_probed, budgets, services, policies, configurations, folders,
+             storage_pods, etcd_pods, monitors]
     return [complaint for rule in rules for complaint in rule(objects)]
 
 
@@ -176,7 +176,8 @@ def services(objects):
             if service["spec"].get("clusterIP") == "None" and port["port"] != ports(chosen[0]).get(port["targetPort"]):
                 yield f"{title(service)}: port {port['port']} of a headless service is not the pod's"
     for workload in of_kind(objects, "StatefulSet"):
-        heads = [one for one in of_kind(objects, "Service") if one["metadata"]["name"] == workload["spec"]["serviceName"]]
+        name = workload["spec"]["serviceName"]
+        heads = [one for one in of_kind(objects, "Service") if one["metadata"]["name"] == name]
         if [one["spec"].get("clusterIP") for one in heads] != ["None"]:
             yield f"{title(workload)} has no headless service"
         elif not heads[0]["spec"].get("publishNotReadyAddresses"):
@@ -250,6 +251,21 @@ def configurations(objects):
                 yield f"{title(workload)}: {section}.{key} is in forebay.toml and in the environment"
         if role == "broker" and config["broker"]["id"] != 0:
             yield f"{title(workload)}: all its brokers would have the id {config['broker']['id']}"
+
+
+def folders(objects):
+    """What Forebay writes to is a volume: the image cannot be written."""
+    for workload in of_kind(objects, *WORKLOADS):
+        if component(workload) not in ROLES:
+            continue
+        config = config_of(objects, workload)
+        container = workload["spec"]["template"]["spec"]["containers"][0]
+        mounts = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+        url = config.get("object_store", {}).get("url", "")
+        written = [config.get("cache", {}).get("dir", ""), url.removeprefix("file://") if url.startswith("file:") else ""]
+        for folder in written:
+            if folder and folder not in mounts:
+                yield f"{title(workload)} writes to {folder}, mounted are {sorted(mounts)}"
 
 
 def storage_pods(objects):
@@ -381,12 +397,15 @@ def spoilt(objects: list[dict]):
     yield spoil("hidden nodes", put("spec.publishNotReadyAddresses", False), "Service", "storage")
     yield spoil("a policy of another port", put("spec.ingress.0.ports.0.port", 80), "NetworkPolicy", "proxy")
     yield spoil("a policy of no port", lambda one, _: one["spec"]["ingress"][0].pop("ports"), "NetworkPolicy", "broker")
-    yield spoil("a policy for everybody", lambda one, _: one["spec"]["ingress"][0].pop("from"), "NetworkPolicy", "storage")
+    yield spoil("a policy for everybody", lambda one, _: one["spec"]["ingress"][0].pop("from"),
+                "NetworkPolicy", "storage")
     yield spoil("a caller too few", lambda one, _: one["spec"]["ingress"][0]["from"].pop(), "NetworkPolicy", "storage")
     yield spoil("another listener", toml(":7450", ":7000"), "ConfigMap", "proxy")
     yield spoil("another data listener", toml(":7470", ":7000"), "ConfigMap", "storage")
     yield spoil("one id for all brokers", toml("id = 0", "id = 1"), "ConfigMap", "broker")
     yield spoil("a folder beside the volume", toml("/var/lib/forebay/data", "/data"), "ConfigMap", "storage")
+    yield spoil("a cache beside the volume", toml("/var/cache/forebay", "/cache"), "ConfigMap", "proxy")
+    yield spoil("objects beside the volume", toml("s3://bucket", "file:///objects"), "ConfigMap", "storage")
     yield spoil("another etcd", toml("etcd-0.", "etcd-9."), "ConfigMap", "controller")
     yield spoil("no configuration", drop, "ConfigMap", "controller")
     yield spoil("a key twice", toml("[storage]", "[storage]\nid = 1"), "ConfigMap", "storage")

@@ -157,12 +157,13 @@ class Suite:
     def running(self) -> None:
         """Changes of a running release that would lose data."""
         with api.Api(Path(self.home.name), {"t-forebay-storage": 5, "t-forebay-etcd": 3}) as running:
-            for args, reason in cases.CHANGES:
-                for name in self.helms:
-                    done = self.helm(name, "template", "t", ".", "--namespace", "messaging", "--dry-run=server", "--disable-openapi-validation",
-                                     "--kubeconfig", running.kubeconfig, "--set", args)
+            ask = ["template", "t", ".", "--namespace", "messaging", "--dry-run=server",
+                   "--disable-openapi-validation", "--kubeconfig", running.kubeconfig]
+            for change, reason in cases.CHANGES:
+                for name, done in self.each_helm(lambda name: self.helm(name, *ask, "--set", change)):
                     if (done.returncode == 0) != (reason is None) or (reason or "") not in done.stderr:
-                        self.complain(f"{args} for a running release", f"{name} should say {reason!r}: {done.stderr.strip()!r}")
+                        self.complain(f"{change} for a running release",
+                                      f"{name} should say {reason!r}: {done.stderr.strip()!r}")
 
     def rolls(self) -> None:
         """A change of one role's configuration restarts that role's pods and no others."""
@@ -170,6 +171,7 @@ class Suite:
         for changed, expected in [
             ("storage.terminationGracePeriodSeconds=61", {"storage"}),
             ("config.storage.direct_io=false", {"storage"}),
+            ("broker.diskCacheBytes=1GiB", {"broker"}),
             ("broker.tailCacheBytes=64MiB", {"broker"}),
             ("proxy.memoryBytes=256MiB", {"proxy"}),
             ("config.proxy.decompressed_bytes_max=32MiB", {"proxy", "broker"}),
@@ -226,8 +228,8 @@ class Suite:
             self.complain("Containerfile", complaint)
 
     def run(self, binary: Path | None) -> int:
-        checks = [self.versions, self.lint, self.good, self.bad, self.old_kubernetes, self.running, self.rolls, self.rules_bite,
-                  self.notes, self.documents, self.package, self.container]
+        checks = [self.versions, self.lint, self.good, self.bad, self.old_kubernetes, self.running, self.rolls,
+                  self.rules_bite, self.notes, self.documents, self.package, self.container]
         for check in checks:
             began = time.monotonic()
             check()

@@ -63,6 +63,14 @@
   "data_dir" "/var/lib/forebay/data"
   "data_listen" (printf "tcp://%s" (include "forebay.listen" (list $root 7470)))) -}}
 {{- end -}}
+{{- if has $component (list "proxy" "broker") -}}
+{{- $role := get $values $component -}}
+{{- $cache := dict "memory_bytes" $role.cacheBytes -}}
+{{- if $role.diskCacheBytes -}}
+{{- $cache = merge $cache (dict "disk_bytes" $role.diskCacheBytes "dir" "/var/cache/forebay") -}}
+{{- end -}}
+{{- $_ := set $config "cache" $cache -}}
+{{- end -}}
 {{- $store := $values.objectStore -}}
 {{- if $store.url -}}
 {{- $section := dict "url" $store.url -}}
@@ -83,7 +91,7 @@
 {{- $root := index . 0 -}}
 {{- $component := index . 1 -}}
 {{- $config := include "forebay.ownConfig" . | fromJson -}}
-{{- $roles := dict "proxy" (list "proxy" "broker") "broker" (list "broker") "storage" (list "storage") -}}
+{{- $roles := dict "proxy" (list "proxy" "broker") "cache" (list "proxy" "broker") "broker" (list "broker") "storage" (list "storage") -}}
 {{- range $section, $keys := $root.Values.config -}}
 {{- if has $component (default (list $component) (get $roles $section)) -}}
 {{- $_ := set $config $section (merge (dict) (default (dict) (get $config $section)) $keys) -}}

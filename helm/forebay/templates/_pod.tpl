@@ -155,12 +155,20 @@ spec:
         {{- if eq $component "storage" }}
         - {name: data, mountPath: /var/lib/forebay}
         {{- end }}
+        {{- if $values.diskCacheBytes }}
+        - {name: cache, mountPath: /var/cache/forebay}
+        {{- end }}
         {{- if $shared }}
         - {name: objects, mountPath: {{ $root.Values.objectStore.url | trimPrefix "file://" | quote }}}
         {{- end }}
   volumes:
     - name: config
       configMap: {name: {{ include "forebay.fullname" $root }}-{{ $component }}}
+    {{- with $values.diskCacheBytes }}
+    # A quarter more than the cache takes: a pod beyond its limit is evicted.
+    - name: cache
+      emptyDir: {sizeLimit: {{ div (mul 5 (include "forebay.bytes" .)) 4 | quote }}}
+    {{- end }}
     {{- if $shared }}
     - name: objects
       persistentVolumeClaim: {claimName: {{ $shared }}}

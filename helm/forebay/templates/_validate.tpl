@@ -50,9 +50,10 @@
 {{- end -}}
 {{- include "forebay.validateObjectStore" . -}}
 {{- include "forebay.validateConfig" . -}}
-{{- include "forebay.validateMemory" (list . "proxy" (include "forebay.bytes" $values.proxy.memoryBytes) "proxy.memoryBytes") -}}
-{{- $broker := add (include "forebay.bytes" $values.broker.memoryBytes) (include "forebay.bytes" $values.broker.tailCacheBytes) -}}
-{{- include "forebay.validateMemory" (list . "broker" $broker "broker.memoryBytes, broker.tailCacheBytes") -}}
+{{- $proxy := add (include "forebay.bytes" $values.proxy.memoryBytes) (include "forebay.bytes" $values.proxy.cacheBytes) -}}
+{{- include "forebay.validateMemory" (list . "proxy" $proxy "proxy.memoryBytes, proxy.cacheBytes") -}}
+{{- $broker := add (include "forebay.bytes" $values.broker.memoryBytes) (include "forebay.bytes" $values.broker.tailCacheBytes) (include "forebay.bytes" $values.broker.cacheBytes) -}}
+{{- include "forebay.validateMemory" (list . "broker" $broker "broker.memoryBytes, broker.tailCacheBytes, broker.cacheBytes") -}}
 {{- if lt (int $values.proxy.terminationGracePeriodSeconds) (add 20 (int $values.proxy.preStopSeconds) | int) -}}
 {{- fail (printf "proxy.terminationGracePeriodSeconds = %d leaves less than 20 seconds after proxy.preStopSeconds = %d" (int $values.proxy.terminationGracePeriodSeconds) (int $values.proxy.preStopSeconds)) -}}
 {{- end -}}
@@ -87,6 +88,7 @@
   "broker" (dict "id" "no value, ids are handed out" "data_listen" "listenHost" "tail_cache_bytes" "broker.tailCacheBytes")
   "storage" (dict "id" "no value, it is the pod's number" "data_listen" "listenHost" "data_dir" "no value, it is the volume")
   "proxy" (dict "memory_bytes" "proxy.memoryBytes and broker.memoryBytes" "id" "no value, it is the pod's address")
+  "cache" (dict "memory_bytes" "proxy.cacheBytes and broker.cacheBytes" "disk_bytes" "proxy.diskCacheBytes and broker.diskCacheBytes" "dir" "proxy.diskCacheBytes and broker.diskCacheBytes")
   "object_store" (dict "url" "objectStore.url" "endpoint" "objectStore.endpoint" "region" "objectStore.region" "allow_http" "objectStore.allowHttp" "path_style" "objectStore.pathStyle" "access_key_id" "objectStore.credentials" "secret_access_key" "objectStore.credentials")
 -}}
 {{- $variables := dict "POD_NAME" true "HOME" true -}}
