@@ -8,6 +8,7 @@
 //! 4. [`Running::shutdown`] stops them in the opposite order, each finishing what it accepted.
 
 pub mod config;
+mod garbage;
 mod process;
 mod roles;
 mod running;

@@ -22,11 +22,13 @@ use forebay_runtime::config::{Layers, effective_toml};
 use forebay_runtime::net::Addr;
 use forebay_storage_node::disk::DirectIo;
 use forebay_storage_node::{Config as StorageConfig, Environment, StorageNode};
+use forebay_tier::Collector;
 use tokio::net::TcpListener;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
 use super::config::{Config, Role};
+use super::garbage;
 use super::process::Process;
 use super::running::Running;
 
@@ -109,6 +111,18 @@ pub(super) async fn start_with(
         None
     };
     let controller = has(Role::Controller).then(|| start_controller(&process, &site, &control));
+    if let (Some(controller), Some(objects)) = (&controller, &site.objects) {
+        let options = garbage::options(config.object_store.gc_grace.get());
+        let collector = Collector::new(
+            objects.bucket.clone(),
+            Arc::clone(&site.store),
+            site.cluster.id.clone(),
+            options.clone(),
+            Arc::clone(&process.clock),
+            &process.metrics,
+        );
+        garbage::start(&process, collector, &options, controller);
+    }
 
     let mut routes = RoutesBuilder::default();
     if let Some(storage) = &storage {
