@@ -6,7 +6,7 @@ use forebay_tier::{Bucket, StoreError};
 
 use crate::support::{config, open, s3_config};
 use crate::weed::{Weed, weed};
-use crate::{bucket, manifests, runs};
+use crate::{bucket, gc, manifests, runs};
 
 /// One place per case, and what keeps the store alive.
 struct Memory;
@@ -94,4 +94,5 @@ contract!(
     manifests::folds_add_runs_and_drop_expired_ones,
     manifests::a_damaged_manifest_is_named,
     manifests::retention_reads_what_it_needs,
+    gc::garbage_goes_after_the_grace_and_nothing_else_does,
 );
