@@ -142,7 +142,7 @@ impl Asked<'_> {
 }
 
 /// The texts of an error and all it comes from, without repetitions.
-fn full_text(error: &Error) -> String {
+pub(super) fn full_text(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -152,7 +152,7 @@ fn s3(
         }
     }
     let store = builder.build().map_err(|error| {
-        let text = error.to_string();
+        let text = super::classify::full_text(&error);
         if text.contains("certificate") {
             format!("{text}; install the package ca-certificates, or set SSL_CERT_FILE")
         } else {

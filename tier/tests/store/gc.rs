@@ -628,3 +628,51 @@ async fn a_session_that_breaks_its_promise_loses_objects() {
     }
     panic!("no object was lost");
 }
+
+/// Deletes that are refused are tried again in later rounds.
+pub async fn refused_deletes_are_no_failure(bucket: Bucket, allow: impl FnOnce()) {
+    let world = World::on(bucket).await;
+    let garbage = world.object(ObjectKind::Data).await;
+    world.later().await;
+    let no_grace = GcOptions {
+        grace: Duration::ZERO,
+        ..options()
+    };
+    let mut collector = world.collector(no_grace);
+    for _ in 0..2 {
+        let round = collector.round().await.unwrap();
+        assert!(
+            round.refused && round.deleted == 0 && round.garbage >= 1,
+            "{round:?}"
+        );
+    }
+    assert!(world.objects().await.contains(&garbage));
+    assert_eq!(
+        metric(
+            &world.metrics,
+            "forebay_object_gc_rounds_total{outcome=\"refused\"}"
+        ),
+        2
+    );
+    allow();
+    let round = collector.round().await.unwrap();
+    assert_eq!(round.deleted, round.garbage, "{round:?}");
+    assert!(world.objects().await.is_empty());
+}
+
+/// A list that is not complete is no list.
+pub async fn a_failed_list_deletes_nothing(bucket: Bucket) {
+    let world = World::on(bucket.clone()).await;
+    let garbage = world.object(ObjectKind::Data).await;
+    world.later().await;
+    let no_grace = GcOptions {
+        grace: Duration::ZERO,
+        ..options()
+    };
+    let error = world.collector(no_grace).round().await.unwrap_err();
+    assert!(
+        matches!(error, GcError::Store(StoreError::Unavailable { .. })),
+        "{error}"
+    );
+    assert_eq!(bucket.head(&garbage).await.unwrap(), 10);
+}

@@ -27,7 +27,7 @@ pub async fn a_small_run_is_one_object_that_verifies(bucket: Bucket) {
     assert_eq!(written.crc32c, forebay_record::crc32c(&concat(&batches)));
     assert_eq!(written.max_timestamp_ms, 1140);
     assert_eq!(bucket.head(&name).await.unwrap(), written.object_len);
-    assert_eq!(list(&bucket, "d").await, [name.clone()]);
+    assert_eq!(list(&bucket, "d").await, std::slice::from_ref(&name));
     let random = SeededRandom::new(1);
     let info = verify(&bucket, &name, PARTITION, &written, &random)
         .await
@@ -107,7 +107,8 @@ pub async fn verification_finds_every_difference(bucket: Bucket) {
         .await
         .unwrap();
     check(&bucket, &name, &written).await.unwrap();
-    let changes: [(fn(&mut Written), &str); 6] = [
+    type Change = fn(&mut Written);
+    let changes: [(Change, &str); 6] = [
         (|w| w.object_len += 1, "length"),
         (|w| w.position += 1, "position"),
         (|w| w.len -= 1, "run's length"),
