@@ -47,11 +47,16 @@ impl World {
             .unwrap();
         let clock = Arc::new(SystemClock::new());
         let store = EmbeddedStore::open(&folder.path().join("meta.redb"), clock, &Tasks::new("test")).await;
+        let store = store.unwrap();
+        let created = store
+            .txn(Txn::new().then(Op::put("/session", "x")))
+            .await
+            .unwrap();
         Self {
-            store: Arc::new(store.unwrap()),
+            store: Arc::new(store),
             manifests: Manifests::new(bucket.clone(), 1 << 20),
             bucket,
-            names: Names::new(SessionId(1)),
+            names: Names::new(SessionId(created.revision.0)),
             clock: ManualClock::new(0),
             metrics: Metrics::new(),
             _folder: folder,
