@@ -85,7 +85,8 @@ pub(super) fn open(
             let store =
                 LocalFileSystem::new_with_prefix(&folder).map_err(|error| failed(error.to_string()))?;
             Opened {
-                store: Arc::new(store.with_fsync(true)),
+                // Each name has a folder of its own: what becomes empty goes.
+                store: Arc::new(store.with_fsync(true).with_automatic_cleanup(true)),
                 prefix: Path::default(),
                 place,
                 folder: Some(folder),
