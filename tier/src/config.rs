@@ -318,7 +318,8 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_its_key() {
         with(|_| {}).unwrap();
-        let refused: [(&str, fn(&mut ObjectStoreConfig)); 7] = [
+        type Mistake = fn(&mut ObjectStoreConfig);
+        let refused: [(&str, Mistake); 7] = [
             ("part_bytes", |c| c.part_bytes = ByteSize::mib(1)),
             ("uploads_max", |c| c.uploads_max = 0),
             ("request_timeout", |c| {

@@ -122,12 +122,13 @@ impl Names {
     }
 
     /// A name that was never given before. `revision` must be one that the session's `l0_floor`
-    /// does not exceed, from now until the upload's outcome is decided.
+    /// does not exceed, from now until the upload's outcome is decided. One from before the session
+    /// counts as the session's own, which it knows: its objects are never older than it is.
     #[must_use]
     pub fn next(&self, kind: ObjectKind, revision: Revision) -> ObjectName {
         ObjectName {
             kind,
-            revision,
+            revision: revision.max(Revision(self.session.0)),
             session: self.session,
             count: self.next.fetch_add(1, Ordering::Relaxed),
         }
@@ -144,13 +145,13 @@ mod tests {
     #[test]
     fn a_name_says_what_it_is_and_never_repeats() {
         let names = Names::new(SessionId(0xabc));
-        let one = names.next(ObjectKind::Data, Revision(7));
-        let two = names.next(ObjectKind::Data, Revision(7));
+        let one = names.next(ObjectKind::Data, Revision(0xdef));
+        let two = names.next(ObjectKind::Data, Revision(0xdef));
         assert_ne!(one, two);
         let text = one.to_string();
         assert!(text.starts_with("d/"), "{text}");
         assert!(
-            text.ends_with("/0000000000000007/0000000000000abc-0000000000000000"),
+            text.ends_with("/0000000000000def/0000000000000abc-0000000000000000"),
             "{text}"
         );
         assert!(
@@ -159,6 +160,12 @@ mod tests {
                 .to_string()
                 .starts_with("m/")
         );
+    }
+
+    #[test]
+    fn no_object_is_older_than_its_session() {
+        let early = Names::new(SessionId(50)).next(ObjectKind::Data, Revision(7));
+        assert_eq!(early.revision, Revision(50));
     }
 
     #[test]

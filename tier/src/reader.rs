@@ -83,7 +83,7 @@ impl View {
     }
 
     fn bytes(&self) -> usize {
-        self.index.chunks().len() * size_of::<Chunk>() + self.blocks.len() * size_of::<usize>()
+        size_of_val(self.index.chunks()) + size_of_val(self.blocks.as_slice())
     }
 
     fn block_of(&self, chunk: usize) -> usize {

@@ -50,6 +50,17 @@ const REFUSALS: [(&str, &str); 12] = [
     ("AccountProblem", "check the account"),
 ];
 
+/// S3's error codes that come with a status of refusal and mean: not this time.
+const TRANSIENT: [&str; 7] = [
+    "RequestTimeout",
+    "SlowDown",
+    "BadDigest",
+    "IncompleteBody",
+    "XAmzContentSHA256Mismatch",
+    "InternalError",
+    "OperationAborted",
+];
+
 const REDIRECT_HINT: &str = "check object_store.region and object_store.endpoint";
 const FORBIDDEN_HINT: &str = "check object_store.access_key_id, its secret and its rights in this bucket";
 const REQUEST_HINT: &str = "check object_store.url, endpoint and region";
@@ -100,10 +111,14 @@ impl Asked<'_> {
     /// The class of a library's error.
     pub fn classify(self, error: &Error) -> StoreError {
         let text = full_text(error);
-        for (code, hint) in REFUSALS {
-            if text.contains(&format!("<Code>{code}</Code>")) || text.contains(&format!("code: {code}")) {
-                return self.refused(reason(&text), hint);
-            }
+        let has = |code: &str| {
+            text.contains(&format!("<Code>{code}</Code>")) || text.contains(&format!("code: {code}"))
+        };
+        if TRANSIENT.into_iter().any(has) {
+            return self.unavailable(reason(&text));
+        }
+        if let Some((_, hint)) = REFUSALS.into_iter().find(|(code, _)| has(code)) {
+            return self.refused(reason(&text), hint);
         }
         match error {
             Error::NotFound { .. } => self.not_found(),
@@ -142,7 +157,7 @@ impl Asked<'_> {
 }
 
 /// The texts of an error and all it comes from, without repetitions.
-fn full_text(error: &Error) -> String {
+pub(super) fn full_text(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -239,6 +254,9 @@ mod tests {
         assert_eq!(outcome("status code: 416 Range Not Satisfiable: "), "corrupt");
         assert_eq!(outcome("status code: 409 Conflict: "), "unavailable");
         assert_eq!(outcome("connection reset"), "unavailable");
+        let timeout = "status code: 400 Bad Request: <Code>RequestTimeout</Code>";
+        assert_eq!(outcome(timeout), "unavailable");
+        assert_eq!(outcome("status code: 400 Bad Request: "), "refused");
         let missing = Error::NotFound {
             path: "d/1".to_owned(),
             source: "status code: 404 Not Found: <Code>NoSuchKey</Code>".into(),

@@ -85,7 +85,8 @@ pub(super) fn open(
             let store =
                 LocalFileSystem::new_with_prefix(&folder).map_err(|error| failed(error.to_string()))?;
             Opened {
-                store: Arc::new(store.with_fsync(true)),
+                // Each name has a folder of its own: what becomes empty goes.
+                store: Arc::new(store.with_fsync(true).with_automatic_cleanup(true)),
                 prefix: Path::default(),
                 place,
                 folder: Some(folder),
@@ -152,7 +153,7 @@ fn s3(
         }
     }
     let store = builder.build().map_err(|error| {
-        let text = error.to_string();
+        let text = super::classify::full_text(&error);
         if text.contains("certificate") {
             format!("{text}; install the package ca-certificates, or set SSL_CERT_FILE")
         } else {

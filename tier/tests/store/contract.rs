@@ -6,7 +6,7 @@ use forebay_tier::{Bucket, StoreError};
 
 use crate::support::{config, open, s3_config};
 use crate::weed::{Weed, weed};
-use crate::{bucket, manifests, runs};
+use crate::{bucket, gc, manifests, runs};
 
 /// One place per case, and what keeps the store alive.
 struct Memory;
@@ -91,7 +91,9 @@ contract!(
     runs::reads_give_whole_batches_within_their_bounds,
     runs::lookups_find_the_first_batch_that_reaches_a_time,
     runs::a_run_that_is_not_the_records_is_corrupt,
+    runs::the_runs_of_a_combined_object_are_read_one_by_one,
     manifests::folds_add_runs_and_drop_expired_ones,
     manifests::a_damaged_manifest_is_named,
     manifests::retention_reads_what_it_needs,
+    gc::garbage_goes_after_the_grace_and_nothing_else_does,
 );

@@ -143,6 +143,10 @@ async fn a_folder_holds_finished_objects_only() {
         .await
         .unwrap();
     assert_eq!(files().len(), 1);
+    let objects = crate::support::list(&bucket, "d").await;
+    bucket.delete(&objects).await.unwrap();
+    let own = folder.path().join("a/b").join(&objects[0]);
+    assert!(!own.parent().unwrap().exists(), "its folder goes with it");
 }
 
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {

@@ -11,6 +11,7 @@ mod bucket;
 mod contract;
 mod faults;
 mod folder;
+mod gc;
 mod manifests;
 mod proxy;
 mod runs;

@@ -1,9 +1,10 @@
 //! Cases of runs: written, verified, damaged, read.
 
 use bytes::Bytes;
-use forebay_record::batch::Batches;
-use forebay_record::object::{Footer, TRAILER_LEN, Trailer};
-use forebay_record::{Offset, PartitionId};
+use forebay_meta::model::Run;
+use forebay_record::batch::{Batches, Header};
+use forebay_record::object::{Footer, RunBuilder, RunPlace, TRAILER_LEN, Trailer, encode_tail};
+use forebay_record::{Offset, PartitionId, SegmentId, SessionId};
 use forebay_runtime::random::{Random, SeededRandom};
 use forebay_tier::{Bucket, RunWriter, StoreError, WriteError, Written, verify};
 
@@ -27,7 +28,7 @@ pub async fn a_small_run_is_one_object_that_verifies(bucket: Bucket) {
     assert_eq!(written.crc32c, forebay_record::crc32c(&concat(&batches)));
     assert_eq!(written.max_timestamp_ms, 1140);
     assert_eq!(bucket.head(&name).await.unwrap(), written.object_len);
-    assert_eq!(list(&bucket, "d").await, [name.clone()]);
+    assert_eq!(list(&bucket, "d").await, std::slice::from_ref(&name));
     let random = SeededRandom::new(1);
     let info = verify(&bucket, &name, PARTITION, &written, &random)
         .await
@@ -107,7 +108,8 @@ pub async fn verification_finds_every_difference(bucket: Bucket) {
         .await
         .unwrap();
     check(&bucket, &name, &written).await.unwrap();
-    let changes: [(fn(&mut Written), &str); 6] = [
+    type Change = fn(&mut Written);
+    let changes: [(Change, &str); 6] = [
         (|w| w.object_len += 1, "length"),
         (|w| w.position += 1, "position"),
         (|w| w.len -= 1, "run's length"),
@@ -292,5 +294,54 @@ pub async fn a_run_that_is_not_the_records_is_corrupt(bucket: Bucket) {
         );
         // Also with the right one in the cache.
         reader.read(&good, Offset(0), Offset(6), 9).await.unwrap();
+    }
+}
+
+/// Small segments of many partitions may share an object.
+pub async fn the_runs_of_a_combined_object_are_read_one_by_one(bucket: Bucket) {
+    let name = name(&names());
+    let all = [
+        batches(0, 3, 2, 700),
+        batches(500, 40, 1, 9_000),
+        batches(7, 1, 1, 10),
+    ];
+    let (mut object, mut places) = (Vec::new(), Vec::new());
+    for (number, batches) in all.iter().enumerate() {
+        let segment = start(0).segment;
+        let base = Header::parse(&batches[0]).unwrap().base_offset();
+        let mut builder = RunBuilder::new(base);
+        builder.push(&concat(batches)).unwrap();
+        let end = builder.next_offset();
+        places.push(RunPlace {
+            position: object.len() as u64,
+            segment: SegmentId {
+                partition: PartitionId(number as u64),
+                ..segment
+            },
+            topic: TOPIC.as_u128(),
+            run: builder.finish(end).unwrap(),
+            state: state(number as u64),
+        });
+        object.extend(concat(batches));
+    }
+    object.extend(encode_tail(SessionId(1), &places).unwrap().bytes);
+    bucket.put(&name, object.into()).await.unwrap();
+    let reader = reader(&bucket).await;
+    for (number, (place, batches)) in places.iter().zip(&all).enumerate() {
+        let run = Run {
+            base: place.run.base,
+            end: place.run.end,
+            object: name.clone(),
+            position: place.position,
+            len: place.run.len,
+            crc32c: place.run.crc32c,
+            max_timestamp_ms: place.run.max_timestamp_ms,
+        };
+        let found = reader.read(&run, run.base, run.end, 8 << 20).await.unwrap();
+        assert!(found == concat(batches), "run {number}");
+        assert_eq!(reader.state(&run).await.unwrap(), state(number as u64));
+        let last = reader.lookup(&run, run.base, run.max_timestamp_ms).await.unwrap();
+        let expected = Header::parse(batches.last().unwrap()).unwrap().base_offset();
+        assert_eq!(last, Some(expected));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -15,12 +16,27 @@ pub const BUCKET: &str = "tier";
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// What listens, in the order of the ports.
+const PORTS: [&str; 10] = [
+    "s3",
+    "s3.grpc",
+    "master",
+    "master.grpc",
+    "filer",
+    "filer.grpc",
+    "volume",
+    "volume.grpc",
+    "admin",
+    "admin.grpc",
+];
+
 /// A server with one bucket. Killed when the last one who uses it is done.
 pub struct Weed {
     child: Child,
     dir: TempDir,
     s3: u16,
-    admin_grpc: u16,
+    /// Sockets whose place cannot be chosen.
+    sockets: Vec<PathBuf>,
 }
 
 /// The server that all tests of this process share.
@@ -33,6 +49,14 @@ pub fn weed() -> Arc<Weed> {
     let weed = Arc::new(Weed::start());
     *shared = Arc::downgrade(&weed);
     weed
+}
+
+fn sockets(ports: &[u16]) -> Vec<PathBuf> {
+    let grpc = PORTS.iter().zip(ports).filter_map(|(name, port)| {
+        let part = name.strip_suffix(".grpc")?;
+        Some(std::env::temp_dir().join(format!("seaweedfs-{part}-grpc-{port}.sock")))
+    });
+    grpc.collect()
 }
 
 impl Weed {
@@ -70,19 +94,7 @@ impl Weed {
                 dir.path().join("filer.sock").display()
             ))
             .arg(format!("-bucket={BUCKET}"));
-        let names = [
-            "s3",
-            "s3.grpc",
-            "master",
-            "master.grpc",
-            "filer",
-            "filer.grpc",
-            "volume",
-            "volume.grpc",
-            "admin",
-            "admin.grpc",
-        ];
-        for (name, port) in names.iter().zip(&ports) {
+        for (name, port) in PORTS.iter().zip(&ports) {
             let (part, grpc) = name
                 .split_once('.')
                 .map_or((*name, ""), |(part, _)| (part, ".grpc"));
@@ -102,7 +114,7 @@ impl Weed {
             child,
             dir,
             s3: ports[0],
-            admin_grpc: ports[9],
+            sockets: sockets(&ports),
         };
         weed.wait();
         weed
@@ -135,8 +147,9 @@ impl Drop for Weed {
     fn drop(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        // The one socket whose place cannot be chosen; it need not exist.
-        let socket = format!("seaweedfs-admin-grpc-{}.sock", self.admin_grpc);
-        std::fs::remove_file(std::env::temp_dir().join(socket)).ok();
+        for socket in &self.sockets {
+            // Those of parts that never came up do not exist.
+            std::fs::remove_file(socket).ok();
+        }
     }
 }
