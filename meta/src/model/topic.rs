@@ -135,6 +135,18 @@ impl TopicConfig {
         ])
     }
 
+    /// Refuses a key that does not exist.
+    ///
+    /// # Errors
+    /// Where it is unknown; the error names those that are.
+    pub fn check_key(key: &str) -> Result<(), TopicConfigError> {
+        if KEYS.contains(&key) {
+            Ok(())
+        } else {
+            Err(TopicConfigError::Unknown(key.to_owned()))
+        }
+    }
+
     /// Reads a topic's stored or given configuration; what is not set has its default.
     ///
     /// # Errors
