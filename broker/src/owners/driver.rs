@@ -255,7 +255,6 @@ impl Driver {
                     owner.on_object_state(state.map(|one| *one), ctx)
                 });
             }
-            Command::PastSearched(key, found) => self.on_past_searched(key, found),
             Command::TopicChanged(change) => self.on_topic_changed(change),
             Command::Describe { partitions, reply } => {
                 // A caller that went away needs no answer.
@@ -653,15 +652,6 @@ impl Driver {
                     self.on_confirm(question, node, open.first().copied().unwrap_or(false));
                 }
             }
-            FromNode::Lookup { request, result } => {
-                if let Some(Sent {
-                    call: Call::Lookup(question),
-                    ..
-                }) = self.calls.end(request)
-                {
-                    self.on_lookup(question, result);
-                }
-            }
             FromNode::Uploaded { request, result } => {
                 if let Some(Sent {
                     call: Call::Upload(key),
@@ -676,7 +666,10 @@ impl Driver {
                     self.with_owner(segment.partition, |owner, ctx| owner.on_urged(segment, ctx));
                 }
             }
-            FromNode::Welcome { .. } | FromNode::Refused(_) | FromNode::Read { .. } => {
+            FromNode::Welcome { .. }
+            | FromNode::Refused(_)
+            | FromNode::Read { .. }
+            | FromNode::Lookup { .. } => {
                 tracing::warn!(%node, "storage node sent what nobody asked for");
             }
         }
@@ -694,7 +687,6 @@ impl Driver {
                 });
             }
             Call::Confirm(question) => self.on_confirm(question, node, false),
-            Call::Lookup(question) => self.on_lookup(question, Err(NodeFailure::Failed)),
             Call::Upload(key) => self.on_uploaded(key, node, Err(NodeFailure::Failed)),
         }
     }

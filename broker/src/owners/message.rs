@@ -146,8 +146,6 @@ pub enum Command {
     Folded(PartitionId, Option<Box<Folded>>),
     /// The state at the end of a partition's offloaded past, or none where it cannot be read.
     ObjectState(PartitionId, Option<Box<PartitionState>>),
-    /// A time was searched in a partition's offloaded past.
-    PastSearched(u64, Result<Option<Offset>, String>),
     /// A topic was changed or deleted.
     TopicChanged(TopicChange),
     /// All that is owned, in a few numbers.

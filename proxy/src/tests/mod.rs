@@ -8,6 +8,7 @@
 )]
 
 mod fetch;
+mod offsets;
 mod produce;
 mod rest;
 
