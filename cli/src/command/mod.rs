@@ -4,6 +4,7 @@
 //! Results go to standard output, everything else to standard error.
 
 mod cluster;
+mod completion;
 mod consume;
 mod lifetime;
 mod produce;
@@ -11,6 +12,7 @@ mod quickstart;
 mod serve;
 mod standalone;
 mod topic;
+mod version;
 
 use std::process::ExitCode;
 
@@ -76,6 +78,10 @@ enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Print what makes a shell complete this command line
+    Completion(completion::CompletionArgs),
+    /// Show the version
+    Version(version::VersionArgs),
 }
 
 /// Carries out a command line and says on standard error what went wrong.
@@ -114,6 +120,8 @@ impl Cli {
             Command::Produce(args) => Box::pin(produce::run(args, &servers)).await,
             Command::Consume(args) => Box::pin(consume::run(args, &servers)).await,
             Command::Cluster(command) => Box::pin(command.run(&servers)).await,
+            Command::Completion(args) => completion::run(args),
+            Command::Version(args) => version::run(args),
         };
         if let Some(logs) = logs {
             logs.shutdown().await?;
