@@ -5,6 +5,7 @@
 
 mod cluster;
 mod completion;
+mod config;
 mod consume;
 mod lifetime;
 mod produce;
@@ -78,6 +79,9 @@ enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Look at what a server is configured with, and at what can be configured
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Print what makes a shell complete this command line
     Completion(completion::CompletionArgs),
     /// Show the version
@@ -109,7 +113,7 @@ impl Cli {
             ..TelemetryConfig::default()
         };
         let logs = match &self.command {
-            Command::Serve(_) | Command::Standalone(_) => None,
+            Command::Serve(_) | Command::Standalone(_) | Command::Config(_) => None,
             _ => Some(log(&quiet(log_level.clone()))?),
         };
         let outcome = match self.command {
@@ -120,6 +124,7 @@ impl Cli {
             Command::Produce(args) => Box::pin(produce::run(args, &servers)).await,
             Command::Consume(args) => Box::pin(consume::run(args, &servers)).await,
             Command::Cluster(command) => Box::pin(command.run(&servers)).await,
+            Command::Config(command) => command.run(log_level),
             Command::Completion(args) => completion::run(args),
             Command::Version(args) => version::run(args),
         };
