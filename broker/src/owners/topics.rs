@@ -64,15 +64,11 @@ impl Driver {
             return;
         };
         let config = self.config_of(&topic_config);
-        let mut partitions = 0;
-        for owner in self
-            .owners
-            .values_mut()
+        let owned = self.owners.values_mut();
+        let partitions = owned
             .filter(|owner| owner.record().topic == topic)
-        {
-            owner.configure(config.clone());
-            partitions += 1;
-        }
+            .map(|owner| usize::from(owner.configure(&config)))
+            .sum::<usize>();
         if partitions > 0 {
             tracing::info!(name, partitions, ?topic_config, "topic configuration in force");
         }

@@ -23,7 +23,7 @@ use super::writer::Writer;
 use forebay_record::producers::Producers;
 
 /// How partitions are written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Replicas of a segment.
     pub replicas: usize,
@@ -239,9 +239,13 @@ impl Owner {
         owner
     }
 
-    /// Takes another configuration; the next decision goes by it.
-    pub fn configure(&mut self, config: Config) {
-        self.config = config;
+    /// Takes a configuration; the next decision goes by it. Whether it is another one.
+    pub fn configure(&mut self, config: &Config) -> bool {
+        let changed = self.config != *config;
+        if changed {
+            self.config = config.clone();
+        }
+        changed
     }
 
     /// The record as this owner knows it.
