@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use forebay_meta::keys;
 use forebay_meta::session::{self, Session, SessionError};
-use forebay_meta::store::MetaStore;
+use forebay_meta::store::{MetaStore, Revision, WatchError};
+use forebay_meta::{keys, topics};
 use forebay_proto::data::endpoint::{Dialer, FrontProtocol, Listener, ReplicaProtocol};
 use forebay_proto::stored::BrokerRecord;
 use forebay_record::{BrokerId, SessionId};
@@ -96,6 +96,8 @@ impl Broker {
         };
         let session = session::register_broker(Arc::clone(&parts.store), &record, config.session_ttl).await?;
         tracing::info!(broker = %config.id, session = %session.id(), "broker session registered");
+        // Whatever is granted later is read later: from here on no change is missed.
+        let topics_from = Revision(session.id().0);
         let (intake, work) = (parts.tasks.group("intake"), parts.tasks.group("work"));
         let (mailbox, commands) = mpsc::channel(MAILBOX);
         let (released_tx, released) = mpsc::unbounded_channel();
@@ -142,6 +144,17 @@ impl Broker {
                 Arc::clone(&parts.store),
                 Arc::clone(&parts.clock),
                 mailbox.clone(),
+                work.token(),
+            ),
+        );
+        work.spawn(
+            "topics",
+            follow_topics(
+                Arc::clone(&parts.store),
+                Arc::clone(&parts.clock),
+                topics_from,
+                mailbox.clone(),
+                parts.tasks.clone(),
                 work.token(),
             ),
         );
@@ -286,6 +299,34 @@ async fn promise(
             () = stop.cancelled() => return,
             () = clock.sleep(PROMISE_EVERY) => {}
         }
+    }
+}
+
+/// Tells the owners' task of topics that change, so that a changed configuration is in force within
+/// moments. Where the store went back in time the process must not go on (I24).
+async fn follow_topics(
+    store: Arc<dyn MetaStore>,
+    clock: Arc<dyn Clock>,
+    after: Revision,
+    mailbox: mpsc::Sender<Command>,
+    process: Tasks,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    let tell = |change| {
+        let mailbox = &mailbox;
+        async move {
+            // A closed mailbox owns nothing that could change.
+            let _ = mailbox.send(Command::TopicChanged(change)).await;
+        }
+    };
+    let ended = tokio::select! {
+        () = stop.cancelled() => return,
+        ended = topics::follow(store, clock, after, tell) => ended,
+    };
+    match ended {
+        Ok(never) => match never {},
+        Err(WatchError::Closed) => {}
+        Err(error) => process.request_shutdown(format!("topics cannot be followed: {error}")),
     }
 }
 

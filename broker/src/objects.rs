@@ -1,5 +1,5 @@
-//! The object store as owners use it: names, verification, manifests, and the state and times that
-//! only objects know. No state of its own; every call may be repeated.
+//! The object store as owners use it: names, verification, manifests, and the state that only objects
+//! know. No state of its own; every call may be repeated.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -177,36 +177,5 @@ impl Objects {
         };
         let run = newest.ok_or_else(|| format!("no object of {} is known", record.id))?;
         self.reader.state(&run).await.map_err(|error| error.to_string())
-    }
-
-    /// Base offset of the first offloaded batch that reaches a time, none where none does.
-    pub(crate) async fn lookup(
-        &self,
-        record: &Partition,
-        timestamp_ms: i64,
-    ) -> Result<Option<Offset>, String> {
-        let mut from = record.log_start;
-        loop {
-            let listed = record.recent.iter();
-            let mut listed = listed.filter(|run| run.end > from && run.max_timestamp_ms >= timestamp_ms);
-            let run = match &record.manifest {
-                Some(manifest) if from < manifest.end => {
-                    let found = self
-                        .manifests
-                        .run_reaching(record.id, manifest, from, timestamp_ms)
-                        .await;
-                    found.map_err(|error| error.to_string())?
-                }
-                _ => None,
-            };
-            let Some(run) = run.or_else(|| listed.next().cloned()) else {
-                return Ok(None);
-            };
-            let found = self.reader.lookup(&run, from, timestamp_ms).await;
-            if let Some(offset) = found.map_err(|error| error.to_string())? {
-                return Ok(Some(offset));
-            }
-            from = run.end;
-        }
     }
 }

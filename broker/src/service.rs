@@ -14,7 +14,7 @@ use forebay_record::{BrokerId, PartitionId, SessionId};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
-use crate::owners::Command;
+use crate::owners::{Command, Summary};
 
 /// Producer ids taken from the store at a time.
 const PRODUCER_IDS: u64 = 1_000;
@@ -77,6 +77,12 @@ impl Control {
         })
     }
 
+    /// What is answered once the owners' task has ended.
+    fn gone(&self) -> Status {
+        let what = format!("{} is shutting down", self.me);
+        Failure::new(ErrorCode::ShuttingDown, what).into()
+    }
+
     async fn allocate_producer(&self) -> Result<u64, Failure> {
         let mut ids = self.producer_ids.lock().await;
         if let Some(id) = ids.next() {
@@ -115,17 +121,11 @@ impl BrokerService for Control {
             .map(PartitionId)
             .collect();
         let (reply, answer) = oneshot::channel();
-        let gone = |()| {
-            Status::from(Failure::new(
-                ErrorCode::ShuttingDown,
-                format!("{} is shutting down", self.me),
-            ))
-        };
         self.mailbox
             .send(Command::Describe { partitions, reply })
             .await
-            .map_err(|_| gone(()))?;
-        let owned = answer.await.map_err(|_| gone(()))?;
+            .map_err(|_| self.gone())?;
+        let owned = answer.await.map_err(|_| self.gone())?;
         let partitions = owned
             .into_iter()
             .filter_map(|one| {
@@ -139,6 +139,32 @@ impl BrokerService for Control {
             })
             .collect();
         Ok(Response::new(v1::DescribePartitionsResponse { partitions }))
+    }
+
+    async fn summarize(
+        &self,
+        _request: Request<v1::SummarizeRequest>,
+    ) -> Result<Response<v1::BrokerSummary>, Status> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.mailbox.send(Command::Summarize(reply)).await;
+        sent.map_err(|_| self.gone())?;
+        let Summary {
+            partitions,
+            recovering,
+            segments,
+            under_replicated,
+            unoffloaded_bytes,
+            undecided_bytes,
+        } = answer.await.map_err(|_| self.gone())?;
+        let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Ok(Response::new(v1::BrokerSummary {
+            partitions: small(partitions),
+            partitions_recovering: small(recovering),
+            segments: segments as u64,
+            segments_under_replicated: under_replicated as u64,
+            unoffloaded_bytes,
+            undecided_bytes,
+        }))
     }
 
     async fn init_producer(

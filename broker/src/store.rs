@@ -39,6 +39,8 @@ pub struct Granted {
     pub revision: u64,
     /// Configuration of its topic.
     pub topic: TopicConfig,
+    /// Revision at which the topic's record was last changed.
+    pub topic_revision: Revision,
 }
 
 impl Records {
@@ -121,7 +123,7 @@ impl Records {
         let (entry, _) = self.store.get(&key).await.map_err(|error| error.to_string())?;
         let Some(entry) = entry else { return Ok(None) };
         let record = Partition::decode(&entry.value).map_err(|error| error.to_string())?;
-        let Some(topic) = self.topic(&record).await? else {
+        let Some((topic, topic_revision)) = self.topic(&record).await? else {
             return Ok(None);
         };
         let granted = match record.grant(self.me, self.session, nonce) {
@@ -140,6 +142,7 @@ impl Records {
                 record: granted,
                 revision: reply.revision.0,
                 topic,
+                topic_revision,
             })),
             Ok(_) => Err(format!(
                 "{id} was changed by somebody else, or this session is gone"
@@ -149,8 +152,8 @@ impl Records {
         }
     }
 
-    /// Configuration of a partition's topic, none where the topic is gone.
-    async fn topic(&self, record: &Partition) -> Result<Option<TopicConfig>, String> {
+    /// Configuration of a partition's topic and when it was changed, none where the topic is gone.
+    async fn topic(&self, record: &Partition) -> Result<Option<(TopicConfig, Revision)>, String> {
         let (entry, _) = self
             .store
             .get(&keys::topic(record.topic))
@@ -162,7 +165,7 @@ impl Records {
             return Ok(None);
         }
         TopicConfig::parse(&topic.config)
-            .map(Some)
+            .map(|config| Some((config, entry.mod_revision)))
             .map_err(|error| error.to_string())
     }
 }

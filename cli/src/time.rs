@@ -100,6 +100,24 @@ pub fn civil(seconds: i64) -> Civil {
     }
 }
 
+/// Milliseconds since 1970 as RFC 3339 writes them, in UTC. A year that it cannot write is left as
+/// the number.
+pub fn rfc3339(ms: i64) -> String {
+    let Civil {
+        year,
+        month,
+        day,
+        hour,
+        minute,
+        second,
+    } = civil(ms.div_euclid(1000));
+    if !(0..=9999).contains(&year) {
+        return ms.to_string();
+    }
+    let fraction = ms.rem_euclid(1000);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{fraction:03}Z")
+}
+
 /// The inverse of the date in [`civil`].
 pub fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     let year = year - i64::from(month <= 2);
@@ -304,5 +322,22 @@ mod tests {
             assert!(same_month || new_month, "{before:?} then {today:?}");
             before = today;
         }
+    }
+
+    #[test]
+    fn a_time_is_written_as_it_is_read() {
+        for ms in [
+            0,
+            1,
+            -1,
+            1_700_000_000_123,
+            253_402_300_799_999,
+            -62_167_219_200_000,
+        ] {
+            assert_eq!(parse_rfc3339(&rfc3339(ms)), Ok(ms), "{ms}");
+        }
+        assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+        assert_eq!(rfc3339(i64::MAX), i64::MAX.to_string());
+        assert_eq!(rfc3339(i64::MIN), i64::MIN.to_string());
     }
 }

@@ -138,6 +138,45 @@ impl Admin {
             .ok_or(AdminError::Incomplete { missing: "topic" })
     }
 
+    /// Sets and unsets keys of a topic's configuration; all others stay. Returns every key with
+    /// the value in force. Repeating it changes nothing more.
+    ///
+    /// # Errors
+    /// Refused (a key is unknown, a value cannot be), or the outcome is unknown.
+    pub async fn alter_topic_config(
+        &self,
+        name: &str,
+        set: BTreeMap<String, String>,
+        unset: Vec<String>,
+    ) -> Result<Vec<v1::TopicSetting>, AdminError> {
+        let request = v1::AlterTopicConfigRequest {
+            name: name.to_owned(),
+            set,
+            unset,
+        };
+        let answer = self.link.call(Repeat::WhenRefused, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).alter_topic_config(request).await }
+        });
+        Ok(answer.await.map_err(AdminError::of_change)?.settings)
+    }
+
+    /// Gives a topic more partitions, `partitions` in all. Returns how many there are.
+    ///
+    /// # Errors
+    /// Refused (it has so many or more already), or the outcome is unknown.
+    pub async fn add_partitions(&self, name: &str, partitions: u32) -> Result<u32, AdminError> {
+        let request = v1::AddPartitionsRequest {
+            name: name.to_owned(),
+            partitions,
+        };
+        let answer = self.link.call(Repeat::WhenRefused, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).add_partitions(request).await }
+        });
+        Ok(answer.await.map_err(AdminError::of_change)?.partitions)
+    }
+
     /// Deletes a topic and what is in it.
     ///
     /// # Errors

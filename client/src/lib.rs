@@ -50,7 +50,7 @@ pub use consumer::{
 pub use error::Refusal;
 pub use forebay_proto::v1::{
     DescribeClusterResponse, ErrorCode, PartitionDescription, RetryClass, TopicDescription, TopicMetadata,
-    TopicSummary,
+    TopicSetting, TopicSummary,
 };
 pub use forebay_record::Offset;
 pub use forebay_record::batch::{BatchError, BuildError, Codec as Compression, OwnedHeaders};

@@ -1,4 +1,4 @@
-//! Topics: made, found, listed and deleted.
+//! Topics: made, found, listed, changed and deleted.
 //!
 //! Making one takes three steps, so that a topic is visible whole or not at all:
 //! 1. allocate its partition ids (never reused, so a failed attempt costs only numbers);
@@ -10,6 +10,9 @@
 //! controller removes. It first claims the uuid by a deleted `/t/<uuid>`, which fails step 3, and
 //! forgets that claim only after the records are gone, which fails step 3 as well: however late
 //! step 3 comes, it never makes a topic whose partitions were removed.
+
+mod alter;
+mod follow;
 
 use std::collections::BTreeMap;
 
@@ -26,6 +29,9 @@ use crate::keys;
 use crate::model::{Partition, TopicConfig, TopicConfigError};
 use crate::record::encode;
 use crate::store::{Compare, Entry, MetaStore, Op, READ_KEYS_MAX, Range, Revision, Txn, TxnError, TxnReply};
+
+pub use alter::{add_partitions, alter_config};
+pub use follow::{TopicChange, follow};
 
 /// Most partitions of a topic.
 pub const PARTITIONS_MAX: u32 = 10_000;

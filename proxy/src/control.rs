@@ -13,8 +13,9 @@ use forebay_proto::v1::broker_server::Broker;
 use forebay_proto::v1::storage_node_client::StorageNodeClient;
 use forebay_proto::v1::storage_node_server::StorageNode;
 use forebay_proto::v1::{
-    DescribePartitionsRequest, DescribePartitionsResponse, InitProducerRequest, InitProducerResponse,
-    LocateRequest, LocateResponse, PingRequest, PingResponse, StorageNodeStatus, StorageNodeStatusRequest,
+    BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, InitProducerRequest,
+    InitProducerResponse, LocateRequest, LocateResponse, PingRequest, PingResponse, StorageNodeStatus,
+    StorageNodeStatusRequest, SummarizeRequest,
 };
 use forebay_runtime::net::Addr;
 use parking_lot::Mutex;
@@ -176,6 +177,10 @@ impl Broker for RemoteBroker {
         request: Request<DescribePartitionsRequest>,
     ) -> Result<Response<DescribePartitionsResponse>, Status> {
         self.client().describe_partitions(request).await
+    }
+
+    async fn summarize(&self, request: Request<SummarizeRequest>) -> Result<Response<BrokerSummary>, Status> {
+        self.client().summarize(request).await
     }
 
     async fn init_producer(

@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use forebay_meta::store::ReadError;
+use forebay_meta::keys;
+use forebay_meta::store::{ReadError, Revision, WatchError};
+use forebay_meta::topics::{self, TopicChange};
 use forebay_proto::v1;
 use forebay_proto::v1::admin_server::AdminServer;
 use forebay_runtime::admin_http::Component;
@@ -23,7 +25,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::admin::AdminHandler;
+use crate::admin::{AdminHandler, Contacts};
 use crate::config::{Deps, ProxyConfig};
 use crate::core::Core;
 use crate::data::DataHandler;
@@ -54,6 +56,7 @@ pub struct Proxy {
     core: Arc<Core>,
     health: HealthReporter,
     ready: Component,
+    contacts: Contacts,
     /// Everything but the intake of streams.
     tasks: Tasks,
 }
@@ -73,8 +76,11 @@ impl Proxy {
     /// Where the metadata store cannot be read.
     pub async fn start(config: ProxyConfig, deps: Deps) -> Result<Self, StartError> {
         let membership = Membership::follow(&deps.meta, &deps.clock, &deps.random, &deps.tasks).await?;
+        // No route is known yet, so from here on no change of a topic is missed.
+        let (_, seen) = deps.meta.get(keys::CLUSTER).await?;
         let ready = deps.readiness.component("proxy");
         let (core, tasks) = assemble(config, deps, membership);
+        follow_topics(&core, seen, &tasks);
         let health = HealthReporter::new();
         for service in ["", DataService::NAME, AdminServer::<AdminHandler>::NAME] {
             health.set_service_status(service, ServingStatus::Serving).await;
@@ -84,6 +90,7 @@ impl Proxy {
             core,
             health,
             ready,
+            contacts: Contacts::default(),
             tasks,
         })
     }
@@ -101,6 +108,7 @@ impl Proxy {
     pub fn admin_service(&self) -> AdminServer<AdminHandler> {
         AdminServer::new(AdminHandler {
             core: Arc::clone(&self.core),
+            contacts: self.contacts.clone(),
         })
         .max_encoding_message_size(crate::front::MESSAGE_BYTES_MAX)
     }
@@ -162,6 +170,32 @@ impl Proxy {
         self.tasks.wait().await;
         self.ready.clone().remove();
     }
+}
+
+/// Forgets the route of each topic that changes, so that more partitions, other limits, a deletion
+/// and a new topic of an old name show within moments. Ends the process only where the store went
+/// back in time (I24).
+fn follow_topics(core: &Arc<Core>, after: Revision, tasks: &Tasks) {
+    let (meta, clock, routes) = (
+        Arc::clone(&core.meta),
+        Arc::clone(&core.clock),
+        core.routes.clone(),
+    );
+    let token = tasks.token();
+    let forget = move |change: TopicChange| {
+        routes.forget(&change.name);
+        std::future::ready(())
+    };
+    tasks.spawn_critical("watch topics", async move {
+        tokio::select! {
+            () = token.cancelled() => Ok(()),
+            ended = topics::follow(meta, clock, after, forget) => match ended {
+                Ok(never) => match never {},
+                Err(WatchError::Closed) => Ok(()),
+                Err(error) => Err(error),
+            },
+        }
+    });
 }
 
 /// Puts the parts together and starts the driver.

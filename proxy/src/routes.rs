@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -140,6 +141,13 @@ impl TopicRoute {
 
 type Located = Result<Arc<TopicRoute>, Failure>;
 
+/// A question under way.
+struct Asking {
+    question: Shared<BoxFuture<'static, Located>>,
+    /// The topic has changed since it was asked: the answer is not remembered.
+    overtaken: Arc<AtomicBool>,
+}
+
 struct Known {
     located: Located,
     at: Duration,
@@ -154,7 +162,7 @@ pub(crate) struct Routes {
 struct Inner {
     known: RwLock<HashMap<Arc<str>, Known>>,
     /// Questions under way, so that a crowd asks once.
-    asking: Mutex<HashMap<Arc<str>, Shared<BoxFuture<'static, Located>>>>,
+    asking: Mutex<HashMap<Arc<str>, Asking>>,
     membership: Membership,
     control: Control,
     clock: Arc<dyn Clock>,
@@ -251,12 +259,18 @@ impl Routes {
         let question = {
             let mut asking = self.shared.asking.lock();
             match asking.get(topic) {
-                Some(question) => question.clone(),
+                Some(asked) => asked.question.clone(),
                 None => {
                     let name: Arc<str> = topic.into();
-                    let inner = Arc::clone(&self.shared);
-                    let question = ask_and_remember(inner, Arc::clone(&name)).boxed().shared();
-                    asking.insert(name, question.clone());
+                    let (inner, overtaken) = (Arc::clone(&self.shared), Arc::default());
+                    let question = ask_and_remember(inner, Arc::clone(&name), Arc::clone(&overtaken))
+                        .boxed()
+                        .shared();
+                    let asked = Asking {
+                        question: question.clone(),
+                        overtaken,
+                    };
+                    asking.insert(name, asked);
                     question
                 }
             }
@@ -269,8 +283,12 @@ impl Routes {
         question.clone().await
     }
 
-    /// Forgets a topic that was just made or deleted.
+    /// Forgets a topic that was just made, changed or deleted. What is being asked at the moment is
+    /// answered to those who wait, and not remembered.
     pub(crate) fn forget(&self, topic: &str) {
+        if let Some(asked) = self.shared.asking.lock().remove(topic) {
+            asked.overtaken.store(true, Ordering::SeqCst);
+        }
         self.shared.known.write().remove(topic);
     }
 
@@ -285,7 +303,7 @@ impl Routes {
 
 /// Removes a question once it is answered or all who asked have gone away.
 struct Forget<'a> {
-    asking: &'a Mutex<HashMap<Arc<str>, Shared<BoxFuture<'static, Located>>>>,
+    asking: &'a Mutex<HashMap<Arc<str>, Asking>>,
     topic: &'a str,
     question: &'a Shared<BoxFuture<'static, Located>>,
 }
@@ -295,8 +313,8 @@ impl Drop for Forget<'_> {
         let mut asking = self.asking.lock();
         let done = asking.get(self.topic).is_some_and(|current| {
             // Ours and the map's are the last two handles where nobody else waits.
-            current.ptr_eq(self.question)
-                && (current.peek().is_some() || current.strong_count().unwrap_or(0) <= 2)
+            current.question.ptr_eq(self.question)
+                && (current.question.peek().is_some() || current.question.strong_count().unwrap_or(0) <= 2)
         });
         if done {
             asking.remove(self.topic);
@@ -304,7 +322,7 @@ impl Drop for Forget<'_> {
     }
 }
 
-async fn ask_and_remember(inner: Arc<Inner>, topic: Arc<str>) -> Located {
+async fn ask_and_remember(inner: Arc<Inner>, topic: Arc<str>, overtaken: Arc<AtomicBool>) -> Located {
     inner.metrics.route_refreshes.inc();
     let located = ask_any(&inner, |broker| {
         let request = Request::new(LocateRequest {
@@ -315,7 +333,11 @@ async fn ask_and_remember(inner: Arc<Inner>, topic: Arc<str>) -> Located {
     .await
     .and_then(|answer| TopicRoute::from_answer(answer.into_inner()));
     let at = inner.clock.monotonic();
+    // Under the lock that forgetting takes after it has said so: what it meant is not put back.
     let mut known = inner.known.write();
+    if overtaken.load(Ordering::SeqCst) {
+        return located.map(Arc::new);
+    }
     match located {
         Ok(mut route) => {
             if let Some(Known {

@@ -176,7 +176,9 @@ impl Reader {
         })
     }
 
-    /// Base offset of the first visible batch from `from` on that reaches a time.
+    /// Base offset of the first visible batch from `from` on that reaches a time. That there is
+    /// none is said only of a range that is here as a whole: a replica may be behind, or have lost
+    /// frames (I15).
     pub(crate) fn lookup(
         &self,
         read: &ReadRequest,
@@ -184,16 +186,27 @@ impl Reader {
     ) -> Result<Option<Offset>, NodeFailure> {
         let segment = self.segment(read.segment, read.generation)?;
         let visible = visible(&segment, read.until);
-        let mut found = false;
-        let mut last = None;
+        let mut next = read.from.max(segment.base());
+        let (mut found, mut whole) = (None, true);
         segment.entries_from(read.from, visible, |entry| {
-            if !found && entry.kind == FrameKind::Data && entry.max_timestamp_ms >= timestamp_ms {
-                last = Some(*entry);
-                found = true;
+            if found.is_none() && whole && entry.kind == FrameKind::Data {
+                whole = entry.first <= next;
+                next = entry.end;
+                found = Some(*entry).filter(|entry| whole && entry.max_timestamp_ms >= timestamp_ms);
             }
-            !found
+            found.is_none() && whole
         });
-        let Some(entry) = last else { return Ok(None) };
+        if !whole || (found.is_none() && next < visible) {
+            return Err(NodeFailure::Corrupt);
+        }
+        let absent = || {
+            if visible < read.until {
+                Err(NodeFailure::Behind(visible))
+            } else {
+                Ok(None)
+            }
+        };
+        let Some(entry) = found else { return absent() };
         let mut base = None;
         self.frames(read.segment, &[entry], |_, payload| {
             base = batches(&payload)
@@ -204,7 +217,8 @@ impl Reader {
                 .map(|facts| facts.base);
             true
         })?;
-        Ok(base)
+        // A frame may reach the time by a batch that is not visible yet: then nothing after it is.
+        base.map_or_else(absent, |base| Ok(Some(base)))
     }
 
     /// Payloads of data frames, as long as `take` wants more.

@@ -1,6 +1,7 @@
 //! Section `[object_store]`: where offloaded segments go, and how patient we are with it.
 
 use forebay_runtime::config::{ByteSize, ConfigError, HumanDuration, Secret, Validate};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Smallest part of a multipart upload that S3 takes.
@@ -8,7 +9,7 @@ const PART_BYTES: (u64, u64) = (5 << 20, 1 << 30);
 const TIMEOUT_MS: (u64, u64) = (10, 600_000);
 
 /// Where offloaded segments go.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ObjectStoreConfig {
     /// `s3://bucket/prefix`, `file:///folder`, or `memory://` for a process that keeps nothing.
@@ -216,7 +217,7 @@ impl Validate for ObjectStoreConfig {
 }
 
 /// How a proxy caches objects. The cache holds nothing that the object store does not.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CacheConfig {
     /// Blocks of objects kept in memory.

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use forebay_proto::data::front::Position;
-use forebay_record::{Generation, NodeId, Offset, PartitionId, SegmentId};
+use forebay_record::{NodeId, Offset, PartitionId, SegmentId};
 
 use super::message::Outbox;
 
@@ -21,8 +20,6 @@ pub enum Call {
     Headers(PartitionId, SegmentId),
     /// Part of a confirmation.
     Confirm(u64),
-    /// Part of a search by time.
-    Lookup(u64),
     /// A copy into the object store.
     Upload(u64),
 }
@@ -45,9 +42,6 @@ pub struct Question {
     pub kind: QuestionKind,
 }
 
-/// A segment to search: replicas not asked yet, and the bound of what may be seen.
-pub type SearchIn = (SegmentId, Vec<(NodeId, Generation)>, Offset);
-
 /// What a question waits for.
 #[derive(Debug)]
 pub enum QuestionKind {
@@ -67,23 +61,6 @@ pub enum QuestionKind {
         /// The answer, once confirmed.
         high_watermark: Offset,
     },
-    /// The first record at or after a time, in the object store and then segment by segment.
-    Search {
-        /// Milliseconds since 1970.
-        timestamp_ms: i64,
-        /// What is left to search, the oldest last.
-        segments: Vec<SearchIn>,
-    },
-}
-
-impl QuestionKind {
-    /// The position as the client asked for it, for messages.
-    pub const fn position(&self) -> Position {
-        match self {
-            Self::Confirm { .. } | Self::Record { .. } => Position::Latest,
-            Self::Search { timestamp_ms, .. } => Position::Timestamp(*timestamp_ms),
-        }
-    }
 }
 
 /// All calls and questions on their way.

@@ -21,8 +21,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::calls::{Call, Calls, Sent};
 use super::fetches::{Fetches, Waiting};
-use super::message::{Command, Outbox, Owned};
+use super::message::{Command, Outbox};
 use super::offloads::Offloads;
+use super::topics::Topics;
 use crate::metrics::BrokerMetrics;
 use crate::nodes::{NodeEvent, NodeSession};
 use crate::objects::Objects;
@@ -83,7 +84,7 @@ pub struct Driver {
     pub(super) offloads: Offloads,
     pub(super) now_ms: u64,
     nodes: HashMap<NodeId, Node>,
-    views: Nodes,
+    pub(super) views: Nodes,
     waiters: HashMap<Ticket, Waiter>,
     fetches: Fetches,
     next_ticket: u64,
@@ -95,6 +96,7 @@ pub struct Driver {
     cached_bytes: u64,
     meta_answered_ms: u64,
     leaving: Option<oneshot::Sender<()>>,
+    pub(super) topics: Topics,
 }
 
 impl Driver {
@@ -120,6 +122,7 @@ impl Driver {
             cached_bytes: 0,
             meta_answered_ms: 0,
             leaving: None,
+            topics: Topics::default(),
         }
     }
 
@@ -252,10 +255,14 @@ impl Driver {
                     owner.on_object_state(state.map(|one| *one), ctx)
                 });
             }
-            Command::PastSearched(key, found) => self.on_past_searched(key, found),
+            Command::TopicChanged(change) => self.on_topic_changed(change),
             Command::Describe { partitions, reply } => {
                 // A caller that went away needs no answer.
                 let _ = reply.send(self.describe(&partitions));
+            }
+            Command::Summarize(reply) => {
+                // As above.
+                let _ = reply.send(self.summarize());
             }
             Command::ResignAll(done) => {
                 self.leaving = Some(done);
@@ -450,6 +457,7 @@ impl Driver {
             record,
             revision,
             topic,
+            topic_revision,
         } = granted;
         let partition = record.id;
         self.meta_answered_ms = self.now_ms;
@@ -469,15 +477,8 @@ impl Driver {
             nonce: self.nonce,
             out: &mut out,
         };
-        let config = Config {
-            batch_bytes_max: topic.batch_bytes_max as usize,
-            segment_bytes: topic.segment_bytes,
-            segment_ms: topic.segment_ms,
-            offload: topic.offload && self.offloads.are_possible(),
-            retention_ms: topic.retention_ms,
-            retention_bytes: topic.retention_bytes,
-            ..self.settings.partition.clone()
-        };
+        let topic = self.topics.newest(record.topic, topic, topic_revision);
+        let config = self.config_of(&topic);
         let owner = Owner::new(config, self.settings.records.me, record, revision, &mut ctx);
         if let Some(older) = self.owners.insert(partition, owner) {
             self.cached_bytes -= older.cache().bytes();
@@ -504,24 +505,6 @@ impl Driver {
             .set(i64::try_from(self.owners.len()).unwrap_or(i64::MAX));
         // The other side is gone only when the broker is.
         let _ = self.settings.released.send(partition);
-    }
-
-    fn describe(&self, partitions: &[PartitionId]) -> Vec<Owned> {
-        let owned = |(id, owner): (&PartitionId, &Owner)| Owned {
-            partition: *id,
-            epoch: owner.record().epoch,
-            log_start: owner.record().log_start,
-            high_watermark: owner.high_watermark(),
-            undecided_bytes: owner.undecided_bytes(),
-        };
-        if partitions.is_empty() {
-            return self.owners.iter().map(owned).collect();
-        }
-        partitions
-            .iter()
-            .filter_map(|id| self.owners.get_key_value(id))
-            .map(owned)
-            .collect()
     }
 
     // ---- storage nodes -----------------------------------------------------------------------
@@ -669,15 +652,6 @@ impl Driver {
                     self.on_confirm(question, node, open.first().copied().unwrap_or(false));
                 }
             }
-            FromNode::Lookup { request, result } => {
-                if let Some(Sent {
-                    call: Call::Lookup(question),
-                    ..
-                }) = self.calls.end(request)
-                {
-                    self.on_lookup(question, result);
-                }
-            }
             FromNode::Uploaded { request, result } => {
                 if let Some(Sent {
                     call: Call::Upload(key),
@@ -692,7 +666,10 @@ impl Driver {
                     self.with_owner(segment.partition, |owner, ctx| owner.on_urged(segment, ctx));
                 }
             }
-            FromNode::Welcome { .. } | FromNode::Refused(_) | FromNode::Read { .. } => {
+            FromNode::Welcome { .. }
+            | FromNode::Refused(_)
+            | FromNode::Read { .. }
+            | FromNode::Lookup { .. } => {
                 tracing::warn!(%node, "storage node sent what nobody asked for");
             }
         }
@@ -710,7 +687,6 @@ impl Driver {
                 });
             }
             Call::Confirm(question) => self.on_confirm(question, node, false),
-            Call::Lookup(question) => self.on_lookup(question, Err(NodeFailure::Failed)),
             Call::Upload(key) => self.on_uploaded(key, node, Err(NodeFailure::Failed)),
         }
     }

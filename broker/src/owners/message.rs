@@ -1,5 +1,6 @@
 //! What the owners' task is told.
 
+use forebay_meta::topics::TopicChange;
 use forebay_proto::data::front::{Fetch, FromBroker, Position, Produce};
 use forebay_proto::data::link::{LinkSender, TrySendError};
 use forebay_proto::data::replica::Uploaded;
@@ -45,6 +46,23 @@ pub struct Owned {
     pub log_start: Offset,
     /// First offset not committed, none while recovering.
     pub high_watermark: Option<Offset>,
+    /// Bytes appended and not committed.
+    pub undecided_bytes: u64,
+}
+
+/// All that is owned here, in a few numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// Partitions.
+    pub partitions: usize,
+    /// Of these, those still being taken over.
+    pub recovering: usize,
+    /// Segments of their chains.
+    pub segments: usize,
+    /// Of these, those that a storage node of theirs is away from.
+    pub under_replicated: usize,
+    /// Bytes of sealed segments in the chains: what is not offloaded.
+    pub unoffloaded_bytes: u64,
     /// Bytes appended and not committed.
     pub undecided_bytes: u64,
 }
@@ -128,8 +146,10 @@ pub enum Command {
     Folded(PartitionId, Option<Box<Folded>>),
     /// The state at the end of a partition's offloaded past, or none where it cannot be read.
     ObjectState(PartitionId, Option<Box<PartitionState>>),
-    /// A time was searched in a partition's offloaded past.
-    PastSearched(u64, Result<Option<Offset>, String>),
+    /// A topic was changed or deleted.
+    TopicChanged(TopicChange),
+    /// All that is owned, in a few numbers.
+    Summarize(oneshot::Sender<Summary>),
     /// Which partitions are owned, all where the list is empty.
     Describe {
         /// Which.

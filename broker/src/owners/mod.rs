@@ -6,6 +6,7 @@
 //! 3. [`calls`]: requests to storage nodes whose answers are awaited.
 //! 4. [`fetches`]: fetches that wait for data.
 //! 5. [`offloads`]: copies of sealed segments on their way into the object store.
+//! 6. [`topics`]: configurations that change while partitions are owned, and what is told of them.
 //!
 //! One task owns it all, so nothing is locked; awaiting happens in its loop only.
 
@@ -15,6 +16,7 @@ mod fetches;
 mod message;
 mod offloads;
 mod positions;
+mod topics;
 
 pub use driver::{Driver, Settings};
-pub use message::{Command, Outbox};
+pub use message::{Command, Outbox, Summary};

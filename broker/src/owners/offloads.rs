@@ -266,24 +266,6 @@ impl Driver {
             });
     }
 
-    /// Searches the offloaded past for a time; the answer comes back as a command.
-    pub(super) fn search_past(&mut self, key: u64, partition: PartitionId, timestamp_ms: i64) {
-        let Some(record) = self.owners.get(&partition).map(|owner| owner.record().clone()) else {
-            return;
-        };
-        let (objects, mailbox) = (self.offloads.objects.clone(), self.settings.mailbox.clone());
-        self.settings
-            .tasks
-            .spawn(format!("search {partition}"), async move {
-                let found = match objects {
-                    Some(objects) => objects.lookup(&record, timestamp_ms).await,
-                    None => Err("there is no object store".to_owned()),
-                };
-                // As above.
-                let _ = mailbox.send(Command::PastSearched(key, found)).await;
-            });
-    }
-
     /// The revision below which no object gets its first reference from this session any more, none
     /// while the metadata store was never seen. It only rises.
     pub(super) fn publish_floor(&mut self) {

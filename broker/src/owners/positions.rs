@@ -1,4 +1,4 @@
-//! Positions and plans: where a partition begins and ends, what lies at a time, how to read it.
+//! Positions and plans: where a partition begins and ends, and how to read it.
 //!
 //! The end is confirmed before it is told: replicas of the open segment must say, after the
 //! question arrived, that they are not closed, so many that any newer owner would need one of
@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use forebay_meta::keys;
 use forebay_meta::model::{Partition, Segment};
 use forebay_proto::data::front::{FromBroker, PlanManifest, PlanRun, PlanSegment, Position, ReadPlan};
-use forebay_proto::data::replica::{NodeFailure, ReadRequest, ToNode};
+use forebay_proto::data::replica::ToNode;
 use forebay_proto::error::Failure;
 use forebay_proto::v1::ErrorCode;
 use forebay_record::{Epoch, NodeId, Offset, PartitionId};
@@ -68,25 +68,6 @@ impl Driver {
                     self.ask_record(question);
                 }
             },
-            Position::Timestamp(timestamp_ms) => {
-                let mut segments = plan_segments(owner.record(), Offset(0), visible);
-                segments.reverse();
-                let segments = segments
-                    .into_iter()
-                    .map(|one| (one.segment, one.replicas, one.until))
-                    .collect();
-                let offloaded = owner.record().manifest.is_some() || !owner.record().recent.is_empty();
-                let question = question(QuestionKind::Search {
-                    timestamp_ms,
-                    segments,
-                });
-                let key = self.calls.ask(question);
-                if offloaded {
-                    self.search_past(key, partition, timestamp_ms);
-                } else {
-                    self.search_on(key);
-                }
-            }
         }
     }
 
@@ -179,82 +160,8 @@ impl Driver {
         self.answer_question(key, result);
     }
 
-    /// The offloaded past was searched: what it does not have may be in the segments after it.
-    pub(super) fn on_past_searched(&mut self, key: u64, found: Result<Option<Offset>, String>) {
-        let Some(partition) = self.calls.question(key).map(|question| question.partition) else {
-            return;
-        };
-        match found {
-            Ok(Some(offset)) => self.answer_question(key, Ok(Some(offset))),
-            Ok(None) => self.search_on(key),
-            Err(reason) => {
-                let message = format!("the offloaded part of {partition} could not be searched: {reason}");
-                self.answer_question(key, Err(Failure::new(ErrorCode::Unavailable, message)));
-            }
-        }
-    }
-
-    /// Asks the next replica of the next segment that may hold the time.
-    fn search_on(&mut self, key: u64) {
-        let now_ms = self.now_ms;
-        let Some(question) = self.calls.question(key) else {
-            return;
-        };
-        let partition = question.partition;
-        let QuestionKind::Search {
-            timestamp_ms,
-            segments,
-        } = &mut question.kind
-        else {
-            return;
-        };
-        let timestamp_ms = *timestamp_ms;
-        let Some((segment, replicas, until)) = segments.last_mut() else {
-            return self.answer_question(key, Ok(None));
-        };
-        let (segment, until) = (*segment, *until);
-        let Some((node, generation)) = replicas.pop() else {
-            let message = format!("no storage node could search {segment} of {partition}");
-            return self.answer_question(key, Err(Failure::new(ErrorCode::Unavailable, message)));
-        };
-        let request = self.calls.begin(node, Call::Lookup(key), now_ms);
-        let read = ReadRequest {
-            segment,
-            generation,
-            from: Offset(0),
-            until,
-            max_bytes: 0,
-        };
-        self.request(
-            node,
-            ToNode::Lookup {
-                request,
-                read,
-                timestamp_ms,
-            },
-        );
-    }
-
-    pub(super) fn on_lookup(&mut self, key: u64, result: Result<Option<Offset>, NodeFailure>) {
-        let Some(question) = self.calls.question(key) else {
-            return;
-        };
-        let QuestionKind::Search { segments, .. } = &mut question.kind else {
-            return;
-        };
-        match result {
-            Ok(Some(offset)) => self.answer_question(key, Ok(Some(offset))),
-            Ok(None) => {
-                segments.pop();
-                self.search_on(key);
-            }
-            Err(_) => self.search_on(key),
-        }
-    }
-
     fn answer_question(&mut self, key: u64, result: Result<Option<Offset>, Failure>) {
         if let Some(question) = self.calls.answered(key) {
-            tracing::trace!(partition = %question.partition, position = ?question.kind.position(), "resolved");
             question.outbox.send(FromBroker::Offsets {
                 request: question.request,
                 result,

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use forebay_meta::model::{Partition, Segment};
+use forebay_meta::model::{Partition, Segment, TopicConfig};
 use forebay_proto::data::front::Acks;
 use forebay_record::{BrokerId, Epoch, NodeId, Offset, SessionId};
 
@@ -23,7 +23,7 @@ use super::writer::Writer;
 use forebay_record::producers::Producers;
 
 /// How partitions are written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Replicas of a segment.
     pub replicas: usize,
@@ -66,6 +66,22 @@ impl Default for Config {
             segment_ms: 600_000,
             straggler_ms: 2_000,
             straggler_bytes: 16 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// The same with what a topic says of its own partitions.
+    #[must_use]
+    pub fn of_topic(&self, topic: &TopicConfig) -> Self {
+        Self {
+            batch_bytes_max: topic.batch_bytes_max as usize,
+            segment_bytes: topic.segment_bytes,
+            segment_ms: topic.segment_ms,
+            offload: topic.offload,
+            retention_ms: topic.retention_ms,
+            retention_bytes: topic.retention_bytes,
+            ..self.clone()
         }
     }
 }
@@ -221,6 +237,15 @@ impl Owner {
         };
         owner.recover(ctx);
         owner
+    }
+
+    /// Takes a configuration; the next decision goes by it. Whether it is another one.
+    pub fn configure(&mut self, config: &Config) -> bool {
+        let changed = self.config != *config;
+        if changed {
+            self.config = config.clone();
+        }
+        changed
     }
 
     /// The record as this owner knows it.

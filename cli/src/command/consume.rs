@@ -1,14 +1,19 @@
-//! `consume`: the values of a topic's records to standard output, one a line, byte for byte.
+//! `consume`: the values of a topic's records to standard output, one a line, byte for byte; or the
+//! records as JSON, one a line.
 //!
 //! What has arrived is written as soon as nothing more is ready, so that a reader at the end of a
 //! topic sees each record at once and one far behind does not pay a write for each.
 
 use anyhow::Context as _;
-use clap::value_parser;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use clap::{ValueEnum, value_parser};
 use forebay_client::{
-    Client, ConsumeError, ConsumedBatch, Consumer, ConsumerConfig, ErrorCode, Offset, StartPosition, UntilEnd,
+    Client, ConsumeError, ConsumedBatch, Consumer, ConsumerConfig, ConsumerRecord, ErrorCode, Offset,
+    StartPosition, UntilEnd,
 };
 use futures_util::FutureExt as _;
+use serde::Serialize;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use crate::command::Usage;
@@ -37,6 +42,74 @@ pub struct ConsumeArgs {
     /// Stop after this many records
     #[arg(long, short = 'n', value_parser = value_parser!(u64).range(1..), value_name = "N")]
     pub max: Option<u64>,
+    /// How a record is printed
+    #[arg(long, value_enum, default_value_t = Form::Values)]
+    pub format: Form,
+}
+
+/// How a record is printed, in one line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// Its value, byte for byte
+    #[value(alias = "table")]
+    Values,
+    /// A JSON object with partition, offset, time, key, value and headers
+    Json,
+}
+
+/// A record as `--format json` shows it. A field is never renamed: programs read them.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    topic: &'a str,
+    partition: u32,
+    offset: u64,
+    timestamp_ms: i64,
+    key: Option<Text<'a>>,
+    value: Option<Text<'a>>,
+    headers: Vec<ShownHeader<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownHeader<'a> {
+    name: Text<'a>,
+    value: Option<Text<'a>>,
+}
+
+/// Bytes in JSON: a string where they are UTF-8, else an object with their base64.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Text<'a> {
+    Utf8(&'a str),
+    Binary { base64: String },
+}
+
+impl<'a> From<&'a [u8]> for Text<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::Utf8(text),
+            Err(_binary) => Self::Binary {
+                base64: BASE64_STANDARD.encode(bytes),
+            },
+        }
+    }
+}
+
+impl<'a> From<&'a ConsumerRecord> for Shown<'a> {
+    fn from(record: &'a ConsumerRecord) -> Self {
+        let header = |(name, value): (&'a [u8], Option<&'a [u8]>)| ShownHeader {
+            name: name.into(),
+            value: value.map(Text::from),
+        };
+        Self {
+            topic: &record.topic,
+            partition: record.partition,
+            offset: record.offset.0,
+            timestamp_ms: record.timestamp_ms,
+            key: record.key.as_deref().map(Text::from),
+            value: record.value.as_deref().map(Text::from),
+            headers: record.headers.borrowed().iter().map(header).collect(),
+        }
+    }
 }
 
 /// Reads until the end that was asked for, or for ever.
@@ -50,7 +123,7 @@ pub async fn run(args: ConsumeArgs, servers: &[String]) -> anyhow::Result<()> {
     for partition in partitions {
         consumer.assign(&args.topic, partition, args.from).await?;
     }
-    let mut values = Values::new(tokio::io::stdout(), args.max);
+    let mut values = Values::new(tokio::io::stdout(), args.max, args.format);
     let source = match args.until_end {
         true => Source::UntilEnd(consumer.until_end().await?),
         false => Source::Following(&mut consumer),
@@ -142,33 +215,41 @@ async fn copy<W: AsyncWrite + Unpin>(mut source: Source<'_>, values: &mut Values
         };
         let Some(batch) = next else { return Ok(()) };
         for record in batch {
-            if !values.push(record?.value.as_deref().unwrap_or_default()).await? {
+            if !values.push(&record?).await? {
                 return Ok(());
             }
         }
     }
 }
 
-/// Values on their way out.
+/// Records on their way out.
 struct Values<W> {
     out: W,
+    form: Form,
     gathered: Vec<u8>,
     left: Option<u64>,
 }
 
 impl<W: AsyncWrite + Unpin> Values<W> {
-    const fn new(out: W, max: Option<u64>) -> Self {
+    const fn new(out: W, max: Option<u64>, form: Form) -> Self {
         Self {
             out,
+            form,
             gathered: Vec::new(),
             left: max,
         }
     }
 
-    /// Takes a value; false when it was the last one wanted. A record without a value is an empty
-    /// line.
-    async fn push(&mut self, value: &[u8]) -> anyhow::Result<bool> {
-        self.gathered.extend_from_slice(value);
+    /// Takes a record; false when it was the last one wanted. One without a value is an empty line,
+    /// or has `null` in JSON.
+    async fn push(&mut self, record: &ConsumerRecord) -> anyhow::Result<bool> {
+        match self.form {
+            Form::Values => {
+                let value = record.value.as_deref().unwrap_or_default();
+                self.gathered.extend_from_slice(value);
+            }
+            Form::Json => serde_json::to_writer(&mut self.gathered, &Shown::from(record))?,
+        }
         self.gathered.push(b'\n');
         if self.gathered.len() >= WRITE_BYTES {
             self.write().await?;
@@ -197,14 +278,61 @@ impl<W: AsyncWrite + Unpin> Values<W> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use forebay_client::OwnedHeaders;
+
     use super::*;
     use crate::output::ReaderGone;
 
+    fn record(value: &[u8]) -> ConsumerRecord {
+        ConsumerRecord {
+            topic: "t".into(),
+            partition: 3,
+            offset: Offset(7),
+            timestamp_ms: 9,
+            key: None,
+            value: Some(value.to_vec().into()),
+            headers: OwnedHeaders::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_in_json_is_one_line_whatever_is_in_it() {
+        let mut values = Values::new(Vec::new(), None, Form::Json);
+        let keyed = ConsumerRecord {
+            key: Some(b"\xff\x00".to_vec().into()),
+            ..record(b"a\n\"b\"")
+        };
+        let empty = ConsumerRecord {
+            value: None,
+            ..record(b"")
+        };
+        assert!(values.push(&keyed).await.unwrap() && values.push(&empty).await.unwrap());
+        values.write().await.unwrap();
+        let text = String::from_utf8(values.out).unwrap();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                serde_json::json!({
+                    "topic": "t", "partition": 3, "offset": 7, "timestamp_ms": 9,
+                    "key": {"base64": "/wA="}, "value": "a\n\"b\"", "headers": []
+                }),
+                serde_json::json!({
+                    "topic": "t", "partition": 3, "offset": 7, "timestamp_ms": 9,
+                    "key": null, "value": null, "headers": []
+                }),
+            ]
+        );
+    }
+
     #[tokio::test]
     async fn values_are_lines_of_the_same_bytes() {
-        let mut values = Values::new(Vec::new(), None);
+        let mut values = Values::new(Vec::new(), None, Form::Values);
         for value in [b"a\r".as_slice(), b"", b"\xff\n"] {
-            assert!(values.push(value).await.unwrap());
+            assert!(values.push(&record(value)).await.unwrap());
         }
         assert!(values.out.is_empty());
         values.write().await.unwrap();
@@ -213,15 +341,15 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_than_the_wanted_number_is_taken() {
-        let mut values = Values::new(Vec::new(), Some(2));
-        assert!(values.push(b"1").await.unwrap());
-        assert!(!values.push(b"2").await.unwrap());
+        let mut values = Values::new(Vec::new(), Some(2), Form::Values);
+        assert!(values.push(&record(b"1")).await.unwrap());
+        assert!(!values.push(&record(b"2")).await.unwrap());
     }
 
     #[tokio::test]
     async fn much_is_written_without_being_told_to() {
-        let mut values = Values::new(Vec::new(), None);
-        values.push(&vec![b'x'; WRITE_BYTES]).await.unwrap();
+        let mut values = Values::new(Vec::new(), None, Form::Values);
+        values.push(&record(&vec![b'x'; WRITE_BYTES])).await.unwrap();
         assert_eq!(values.out.len(), WRITE_BYTES + 1);
     }
 
@@ -229,8 +357,8 @@ mod tests {
     async fn a_reader_that_left_is_told_from_a_failure() {
         let (out, reader) = tokio::io::duplex(64);
         drop(reader);
-        let mut values = Values::new(out, None);
-        values.push(b"x").await.unwrap();
+        let mut values = Values::new(out, None, Form::Values);
+        values.push(&record(b"x")).await.unwrap();
         assert!(values.write().await.unwrap_err().is::<ReaderGone>());
         // The end of the command writes what is left: nothing is.
         values.write().await.unwrap();

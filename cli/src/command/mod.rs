@@ -4,6 +4,8 @@
 //! Results go to standard output, everything else to standard error.
 
 mod cluster;
+mod completion;
+mod config;
 mod consume;
 mod lifetime;
 mod produce;
@@ -11,6 +13,7 @@ mod quickstart;
 mod serve;
 mod standalone;
 mod topic;
+mod version;
 
 use std::process::ExitCode;
 
@@ -76,6 +79,13 @@ enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Look at what a server is configured with, and at what can be configured
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Print what makes a shell complete this command line
+    Completion(completion::CompletionArgs),
+    /// Show the version
+    Version(version::VersionArgs),
 }
 
 /// Carries out a command line and says on standard error what went wrong.
@@ -103,7 +113,7 @@ impl Cli {
             ..TelemetryConfig::default()
         };
         let logs = match &self.command {
-            Command::Serve(_) | Command::Standalone(_) => None,
+            Command::Serve(_) | Command::Standalone(_) | Command::Config(_) => None,
             _ => Some(log(&quiet(log_level.clone()))?),
         };
         let outcome = match self.command {
@@ -114,6 +124,9 @@ impl Cli {
             Command::Produce(args) => Box::pin(produce::run(args, &servers)).await,
             Command::Consume(args) => Box::pin(consume::run(args, &servers)).await,
             Command::Cluster(command) => Box::pin(command.run(&servers)).await,
+            Command::Config(command) => command.run(log_level),
+            Command::Completion(args) => completion::run(args),
+            Command::Version(args) => version::run(args),
         };
         if let Some(logs) = logs {
             logs.shutdown().await?;

@@ -14,12 +14,13 @@ use forebay_client::{
     Acks, Compression, FlushError, Producer, ProducerConfig, ProducerRecord, SendError, TopicProducer,
 };
 use forebay_runtime::tasks::shutdown_signal;
+use serde::Serialize;
 use tokio::io::AsyncRead;
 
 use super::Usage;
 use crate::connect::connect;
 use crate::lines::{End, Lines, Piece};
-use crate::output::{counted, grouped, mib_per_second};
+use crate::output::{Format, FormatArgs, counted, grouped, mib_per_second, print};
 
 /// Longest line that is held in memory; topics allow less.
 const LINE_BYTES_MAX: usize = 32 << 20;
@@ -41,6 +42,8 @@ pub struct ProduceArgs {
     /// Send everything to this partition
     #[arg(long, short = 'p', value_name = "P")]
     pub partition: Option<u32>,
+    #[command(flatten)]
+    pub format: FormatArgs,
 }
 
 /// How batches are compressed.
@@ -136,7 +139,11 @@ pub async fn run(args: ProduceArgs, servers: &[String]) -> anyhow::Result<()> {
         acks: args.acks,
         elapsed: started.elapsed(),
     };
-    eprintln!("{}", report.text());
+    // For people it is news beside the output, for programs it is the output.
+    match args.format.format {
+        Format::Table => eprintln!("{}", report.text()),
+        Format::Json => print(&serde_json::to_string_pretty(&report.summary())?)?,
+    }
     read?;
     report.outcome()
 }
@@ -281,6 +288,26 @@ async fn flush(producer: Producer, taken: u64) -> anyhow::Result<Result<(), Flus
     }
 }
 
+/// The same as `--format json` shows it. A field is never renamed: programs read them.
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    /// Read.
+    lines: u64,
+    /// Records that were delivered at the level asked for.
+    delivered: u64,
+    /// Records certainly not written.
+    failed: u64,
+    /// Records that may have been written.
+    unknown: u64,
+    /// Lines that could not be records.
+    refused: u64,
+    /// Bytes of keys and values that were taken.
+    bytes: u64,
+    seconds: f64,
+    first_error: Option<String>,
+    first_refused: Option<&'a str>,
+}
+
 /// What is said at the end.
 #[derive(Debug)]
 struct Report {
@@ -297,6 +324,26 @@ impl Report {
             .as_ref()
             .err()
             .map_or((0, 0), |error| (error.failed, error.unknown))
+    }
+
+    fn summary(&self) -> Summary<'_> {
+        let (failed, unknown) = self.lost();
+        Summary {
+            lines: self.tally.lines,
+            delivered: self.tally.taken.saturating_sub(failed + unknown),
+            failed,
+            unknown,
+            refused: self.tally.refused.values().map(|refused| refused.count).sum(),
+            bytes: self.tally.bytes,
+            seconds: self.elapsed.as_secs_f64(),
+            first_error: self.flushed.as_ref().err().map(|error| error.first.to_string()),
+            first_refused: self
+                .tally
+                .refused
+                .values()
+                .map(|refused| refused.first.as_str())
+                .next(),
+        }
     }
 
     fn text(&self) -> String {
@@ -460,6 +507,18 @@ mod tests {
             report.outcome().unwrap_err().to_string(),
             "of 9 lines read, 4 failed and 1 ended with an unknown outcome"
         );
+        let json = serde_json::to_value(report.summary()).unwrap();
+        assert_eq!(
+            [
+                &json["lines"],
+                &json["delivered"],
+                &json["failed"],
+                &json["unknown"],
+                &json["refused"]
+            ],
+            [9, 7, 2, 1, 2]
+        );
+        assert_eq!(json["first_refused"], "line 7: not in it");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use forebay_meta::session::CONFIGURED_BROKER_ID_MAX;
 use forebay_runtime::config::{ByteSize, ConfigError, HumanDuration, Validate};
 use forebay_runtime::telemetry::TelemetryConfig;
 use forebay_tier::{CacheConfig, ObjectStoreConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a process can be. One process may be several.
@@ -53,7 +54,7 @@ impl FromStr for Role {
 }
 
 /// A process's configuration.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Config {
     /// What all processes of the cluster agree on.
@@ -77,7 +78,7 @@ pub struct Config {
 }
 
 /// What all processes of the cluster agree on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ClusterConfig {
     /// Name under which the cluster's keys are kept.
@@ -99,7 +100,7 @@ impl Default for ClusterConfig {
 }
 
 /// Where metadata lives.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct MetadataConfig {
     /// etcd's client endpoints, `http://host:port`. Empty for the embedded store, which only a
@@ -119,7 +120,7 @@ impl Default for MetadataConfig {
 }
 
 /// Sockets of the process.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListenConfig {
     /// gRPC services of all roles.
@@ -144,7 +145,7 @@ impl Default for ListenConfig {
 }
 
 /// The broker role.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct BrokerSection {
     /// Number of this broker, unique in the cluster, from 1 to 1000; 0 for one that each start
@@ -170,7 +171,7 @@ impl Default for BrokerSection {
 }
 
 /// The storage role.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StorageSection {
     /// Number of this node, unique in the cluster, from 1. One node is one disk.
@@ -209,7 +210,7 @@ impl Default for StorageSection {
 }
 
 /// The proxy role.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ProxySection {
     /// Name of this proxy; empty for one made from its address.

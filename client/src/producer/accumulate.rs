@@ -114,6 +114,11 @@ impl Accumulator {
         }
     }
 
+    /// Batches have another size from now on, the open one included.
+    pub(crate) const fn resize(&mut self, batch_bytes: usize) {
+        self.batch_bytes = batch_bytes;
+    }
+
     pub(crate) const fn is_open(&self) -> bool {
         self.open.is_some()
     }

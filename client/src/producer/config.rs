@@ -80,6 +80,9 @@ pub struct ProducerConfig {
     pub retry_backoff_max: Duration,
     /// Where records go that name no partition.
     pub partitioner: Partitioner,
+    /// How often topics are asked for again, so that more partitions and other limits are taken
+    /// up; 100 ms to 1 day.
+    pub topic_refresh: Duration,
 }
 
 impl Default for ProducerConfig {
@@ -97,6 +100,7 @@ impl Default for ProducerConfig {
             retry_backoff: Duration::from_millis(20),
             retry_backoff_max: Duration::from_secs(1),
             partitioner: Partitioner::ByKey,
+            topic_refresh: Duration::from_secs(10),
         }
     }
 }
@@ -138,6 +142,12 @@ impl ProducerConfig {
         ConfigError::check("max_in_flight", &self.max_in_flight, &1, &in_flight)?;
         ConfigError::check("request_timeout", &self.request_timeout, &least, &hour)?;
         ConfigError::check("delivery_timeout", &self.delivery_timeout, &least, &(hour * 24))?;
+        ConfigError::check(
+            "topic_refresh",
+            &self.topic_refresh,
+            &Duration::from_millis(100),
+            &(hour * 24),
+        )?;
         ConfigError::check("retry_backoff", &self.retry_backoff, &least, &hour)?;
         ConfigError::check(
             "retry_backoff_max",

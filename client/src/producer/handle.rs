@@ -5,11 +5,11 @@
 
 use std::iter::Peekable;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use forebay_proto::v1::ErrorCode;
+use forebay_proto::v1::{self, ErrorCode};
 use forebay_record::batch::{BuildError, Codec};
 use parking_lot::MutexGuard;
 use tokio::sync::OwnedSemaphorePermit;
@@ -22,7 +22,7 @@ use super::partition::{Choice, choose};
 use super::record::ProducerRecord;
 use super::sender::{Sender, init_producer};
 use super::settlement::{Delivery, FlushError};
-use super::shared::{Partition, Shared, TOPICS_MAX, Topic};
+use super::shared::{Facts, Partition, Shared, TOPICS_MAX, Topic};
 use crate::admin::metadata;
 use crate::backoff::Spread;
 use crate::config::ConfigError;
@@ -31,6 +31,8 @@ use crate::link::{ConnectError, Link};
 
 /// A sender that waited this long for memory asks for open batches to be sent as they are.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// Topics in one question.
+const TOPICS_ASKED_MAX: usize = 1000;
 
 /// Why a producer cannot start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -122,6 +124,7 @@ struct Inner {
     /// One topic is looked up at a time.
     lookup: tokio::sync::Mutex<()>,
     task: AbortOnDropHandle<()>,
+    _refresh: AbortOnDropHandle<()>,
 }
 
 /// What becomes of a record's outcome.
@@ -150,14 +153,15 @@ impl Producer {
         let shared = Arc::new(Shared::new(config, identity));
         let sender = Sender::new(shared.clone(), link.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(sender.run()));
-        Ok(Self {
-            inner: Arc::new(Inner {
-                shared,
-                link,
-                lookup: tokio::sync::Mutex::new(()),
-                task,
-            }),
-        })
+        let refresh_interval = shared.config.topic_refresh;
+        let inner = Arc::new_cyclic(|weak| Inner {
+            shared,
+            link,
+            lookup: tokio::sync::Mutex::new(()),
+            task,
+            _refresh: AbortOnDropHandle::new(tokio::spawn(refresh_every(refresh_interval, weak.clone()))),
+        });
+        Ok(Self { inner })
     }
 
     /// Takes a record, and gives a future of its outcome. Waits only for memory.
@@ -224,7 +228,7 @@ impl Producer {
 
 /// Sends records to one topic; the topic that a record names does not matter.
 ///
-/// Keeps to the partitions that the topic had when the handle was made.
+/// Follows a topic that is given more partitions.
 #[derive(Debug, Clone)]
 pub struct TopicProducer {
     inner: Arc<Inner>,
@@ -235,7 +239,7 @@ impl TopicProducer {
     /// Partitions of the topic.
     #[must_use]
     pub fn partitions(&self) -> u32 {
-        self.topic.count.get()
+        self.topic.newest().count.get()
     }
 
     /// As [`Producer::send`].
@@ -243,7 +247,7 @@ impl TopicProducer {
     /// # Errors
     /// The record was not taken.
     pub async fn send(&self, record: ProducerRecord<'_>) -> Result<Delivery, SendError> {
-        self.inner.send(&self.topic, &record).await
+        self.inner.send(self.topic.newest(), &record).await
     }
 
     /// As [`Producer::enqueue`].
@@ -251,7 +255,9 @@ impl TopicProducer {
     /// # Errors
     /// The record was not taken.
     pub async fn enqueue(&self, record: ProducerRecord<'_>) -> Result<(), SendError> {
-        self.inner.append(&self.topic, &record, Want::Count).await?;
+        self.inner
+            .append(self.topic.newest(), &record, Want::Count)
+            .await?;
         Ok(())
     }
 
@@ -267,14 +273,15 @@ impl TopicProducer {
     where
         I: IntoIterator<Item = ProducerRecord<'r>>,
     {
-        let Some(at) = self.topic.partitions.get(partition as usize) else {
-            return Err(missing(&self.topic, partition));
+        let topic = self.topic.newest();
+        let Some(at) = topic.partition(partition) else {
+            return Err(missing(topic, partition));
         };
         let mut records = records.into_iter().peekable();
         let (mut space, mut taken) = (None, 0);
-        while let Some(bytes) =
-            self.inner
-                .append_run(&self.topic, at, &mut records, &mut space, &mut taken)?
+        while let Some(bytes) = self
+            .inner
+            .append_run(topic, at, &mut records, &mut space, &mut taken)?
         {
             space = Some(self.inner.space(bytes).await?);
         }
@@ -330,7 +337,7 @@ impl Inner {
                 Choice::Sticky(number) => (number, moves > 0),
                 Choice::Missing(number) => return Err(missing(topic, number)),
             };
-            let Some(partition) = topic.partitions.get(number as usize) else {
+            let Some(partition) = topic.partition(number) else {
                 return Err(missing(topic, number));
             };
             let mut state = partition.state.lock();
@@ -492,12 +499,52 @@ impl Inner {
         if let Some(error) = topic.error {
             return Err(refused(error.into()));
         }
-        let partitions = NonZeroU32::new(topic.partitions)
+        let facts = facts_of(&topic)
             .ok_or_else(|| refused(Refusal::new(ErrorCode::Internal, "it has no partitions")))?;
-        let batch_bytes_max = topic.batch_bytes_max as usize;
-        Ok(self
-            .shared
-            .learn(name, partitions, batch_bytes_max, Spread::seeded().next()))
+        Ok(self.shared.learn(name, facts, Spread::seeded().next()))
+    }
+
+    /// Asks for all known topics again: more partitions and other limits are taken up, and one that
+    /// is gone is looked up by the next record.
+    async fn refresh(&self) {
+        for names in self.shared.topic_names().chunks(TOPICS_ASKED_MAX) {
+            let answer = match metadata(&self.link, names.to_vec()).await {
+                Ok(answer) => answer,
+                Err(refusal) => {
+                    tracing::debug!(%refusal, "topics are not known anew");
+                    return;
+                }
+            };
+            let _one = self.lookup.lock().await;
+            for topic in answer.topics {
+                match (&topic.error, facts_of(&topic)) {
+                    (None, Some(facts)) => {
+                        self.shared.learn(&topic.name, facts, Spread::seeded().next());
+                    }
+                    (Some(error), _) if error.code() == ErrorCode::UnknownTopic => {
+                        self.shared.doubt(&topic.name);
+                    }
+                    _ => tracing::debug!(topic = topic.name, error = ?topic.error, "topic is not known anew"),
+                }
+            }
+        }
+    }
+}
+
+fn facts_of(topic: &v1::TopicMetadata) -> Option<Facts> {
+    Some(Facts {
+        id: topic.id.clone(),
+        count: NonZeroU32::new(topic.partitions)?,
+        batch_bytes_max: topic.batch_bytes_max as usize,
+    })
+}
+
+/// Asks for topics again and again, as long as somebody holds the producer.
+async fn refresh_every(interval: Duration, producer: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(inner) = producer.upgrade() else { return };
+        inner.refresh().await;
     }
 }
 

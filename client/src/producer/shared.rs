@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use forebay_record::batch::{Builder, HEADER_LEN};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -32,25 +33,70 @@ pub(crate) struct Partition {
     pub number: u32,
     /// Its place in the sender.
     pub lane: usize,
-    /// Size at which its batches are sealed.
-    pub batch_bytes: usize,
     pub identity: Option<Identity>,
     cursor: Arc<Cursor>,
-    partitions: NonZeroU32,
+    /// Size at which its batches are sealed.
+    batch_bytes: AtomicUsize,
+    /// Partitions that the topic has; never 0.
+    partitions: AtomicU32,
     pub state: Mutex<Accumulator>,
+}
+
+impl Partition {
+    fn partitions(&self) -> NonZeroU32 {
+        NonZeroU32::new(self.partitions.load(Ordering::Relaxed)).unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// The topic has another number of partitions, or another limit.
+    fn adapt(&self, partitions: NonZeroU32, batch_bytes: usize) {
+        self.partitions.store(partitions.get(), Ordering::Relaxed);
+        self.batch_bytes.store(batch_bytes, Ordering::Relaxed);
+        self.state.lock().resize(batch_bytes);
+    }
+}
+
+/// What the service says of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub id: Bytes,
+    pub count: NonZeroU32,
+    pub batch_bytes_max: usize,
 }
 
 /// One topic, as callers see it.
 #[derive(Debug)]
 pub(crate) struct Topic {
     pub name: Arc<str>,
+    /// Names the topic among all that ever had its name.
+    id: Bytes,
     /// Largest batch that the service takes.
     pub batch_bytes_max: usize,
     pub count: NonZeroU32,
     pub cursor: Arc<Cursor>,
-    pub partitions: Vec<Arc<Partition>>,
+    /// By number. More than there are, where a topic of this name had more before: the numbers of
+    /// their batches go on where they were, should it grow again.
+    lanes: Vec<Arc<Partition>>,
     /// Whether the service said that it is not what it was.
     stale: AtomicBool,
+    /// What it has become.
+    successor: OnceLock<Arc<Topic>>,
+}
+
+impl Topic {
+    /// A partition by its number.
+    pub(crate) fn partition(&self, number: u32) -> Option<&Arc<Partition>> {
+        let number = Some(number).filter(|number| *number < self.count.get())?;
+        self.lanes.get(number as usize)
+    }
+
+    /// The same topic as it is known by now.
+    pub(crate) fn newest(&self) -> &Self {
+        let mut topic = self;
+        while let Some(next) = topic.successor.get() {
+            topic = next;
+        }
+        topic
+    }
 }
 
 /// What callers leave for the sender.
@@ -118,59 +164,72 @@ impl Shared {
         }
     }
 
+    /// Names of all topics that are known.
+    pub(crate) fn topic_names(&self) -> Vec<String> {
+        self.topics.read().keys().map(|name| name.to_string()).collect()
+    }
+
     /// Makes a topic known. One that was in doubt and has not changed is trusted again, so that
-    /// doubts do not add lanes.
-    pub(crate) fn learn(
-        &self,
-        name: &str,
-        count: NonZeroU32,
-        batch_bytes_max: usize,
-        random: u32,
-    ) -> Arc<Topic> {
-        if let Some(known) = self.topics.read().get(name)
-            && known.count == count
-            && known.batch_bytes_max == batch_bytes_max
-        {
-            known.stale.store(false, Ordering::Relaxed);
-            return known.clone();
+    /// doubts do not add lanes. One that has grown, or has another limit, keeps the lanes it has:
+    /// the numbers of its batches go on, and what is in them stays in its order. One caller at a
+    /// time.
+    pub(crate) fn learn(&self, name: &str, facts: Facts, random: u32) -> Arc<Topic> {
+        let known = self.topics.read().get(name).cloned();
+        if let Some(known) = &known {
+            let same = known.id == facts.id;
+            let unchanged = known.count == facts.count && known.batch_bytes_max == facts.batch_bytes_max;
+            // A topic never shrinks: that answer was long on its way.
+            if same && (unchanged || facts.count < known.count) {
+                known.stale.store(false, Ordering::Relaxed);
+                return known.clone();
+            }
         }
-        let name: Arc<str> = name.into();
-        let cursor = Arc::new(Cursor::starting(random));
+        let Facts {
+            id,
+            count,
+            batch_bytes_max,
+        } = facts;
         let batch_bytes = self.config.batch_bytes.min(batch_bytes_max);
-        let partitions = {
+        let (name, cursor, mut lanes) = match &known {
+            Some(known) => (known.name.clone(), known.cursor.clone(), known.lanes.clone()),
+            None => (name.into(), Arc::new(Cursor::starting(random)), Vec::new()),
+        };
+        lanes.iter().for_each(|lane| lane.adapt(count, batch_bytes));
+        {
             let mut inbox = self.inbox.lock();
             let identity = inbox.identity;
-            let first = inbox.lanes;
-            inbox.lanes += count.get() as usize;
-            let partitions: Vec<_> = (0..count.get())
-                .zip(first..)
-                .map(|(number, lane)| {
-                    let next = identity.map(|identity| identity.stamp(0));
-                    Arc::new(Partition {
-                        topic: name.clone(),
-                        number,
-                        lane,
-                        batch_bytes,
-                        identity,
-                        cursor: cursor.clone(),
-                        partitions: count,
-                        state: Mutex::new(Accumulator::new(batch_bytes, next)),
-                    })
-                })
-                .collect();
-            inbox.partitions.extend(partitions.iter().cloned());
-            partitions
-        };
-        let topic = Topic {
+            for number in (0..count.get()).skip(lanes.len()) {
+                let next = identity.map(|identity| identity.stamp(0));
+                let partition = Arc::new(Partition {
+                    topic: name.clone(),
+                    number,
+                    lane: inbox.lanes,
+                    identity,
+                    cursor: cursor.clone(),
+                    batch_bytes: AtomicUsize::new(batch_bytes),
+                    partitions: AtomicU32::new(count.get()),
+                    state: Mutex::new(Accumulator::new(batch_bytes, next)),
+                });
+                inbox.lanes += 1;
+                inbox.partitions.push(partition.clone());
+                lanes.push(partition);
+            }
+        }
+        let topic = Arc::new(Topic {
             name: name.clone(),
+            id,
             batch_bytes_max,
             count,
             cursor,
-            partitions,
+            lanes,
             stale: AtomicBool::new(false),
-        };
-        let topic = Arc::new(topic);
+            successor: OnceLock::new(),
+        });
         self.topics.write().insert(name, topic.clone());
+        if let Some(known) = known {
+            // Set once: a topic is replaced by the one caller that learns of its change.
+            let _ = known.successor.set(topic.clone());
+        }
         topic
     }
 
@@ -200,7 +259,7 @@ impl Shared {
     /// Seals the open batch of a partition.
     pub(crate) fn seal(&self, partition: &Partition, state: &mut Accumulator) {
         let Some(emptied) = state.seal() else { return };
-        partition.cursor.leave(partition.number, partition.partitions);
+        partition.cursor.leave(partition.number, partition.partitions());
         match emptied.failure {
             // The records are still in the builder, which is of no more use.
             Some((settlement, error)) => settlement.unbuilt(error),
@@ -224,7 +283,7 @@ impl Shared {
     /// Makes every open batch due at once.
     pub(crate) fn hurry(&self) {
         let topics: Vec<_> = self.topics.read().values().cloned().collect();
-        for partition in topics.iter().flat_map(|topic| &topic.partitions) {
+        for partition in topics.iter().flat_map(|topic| &topic.lanes) {
             let mut state = partition.state.lock();
             if state.is_open() {
                 state.hurry(Instant::now());
@@ -251,6 +310,7 @@ impl Shared {
 
     /// Permits for a new batch that has at least one record of at most `most` bytes.
     pub(crate) fn batch_space(partition: &Partition, most: usize) -> usize {
-        partition.batch_bytes.max(most.saturating_add(HEADER_LEN))
+        let batch_bytes = partition.batch_bytes.load(Ordering::Relaxed);
+        batch_bytes.max(most.saturating_add(HEADER_LEN))
     }
 }

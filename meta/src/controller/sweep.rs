@@ -1,15 +1,20 @@
-//! Finds partition records that no topic will ever claim: what an interrupted creation leaves.
+//! Finds partition records that no topic will ever claim: what an interrupted creation leaves, or
+//! an interrupted attempt to give a topic more partitions.
 //!
 //! A pass reads all partition records, one page per step, and notes those that were never granted
-//! and whose topic is not known. What was noted [`ORPHAN_AGE`] ago and is still so is claimed:
-//! a deleted `/t/<uuid>` is put where there is none, and from then on the creation can only fail
-//! and the records go the way of every deleted topic.
+//! and whose topic is not known, or does not list them. What was noted [`ORPHAN_AGE`] ago and is
+//! still so goes:
+//! - Where the topic is not known it is claimed: a deleted `/t/<uuid>` is put where there is none,
+//!   and from then on the creation can only fail and the records go the way of every deleted topic.
+//! - Where the topic is known the records are removed, and its own record is put again as it is, so
+//!   that whoever meant to list them loses the comparison and finds that they are gone.
 //!
-//! The age is courtesy to creations that are slow, not what makes it right: a creation publishes its
+//! The age is courtesy to those who are slow, not what makes it right: a creation publishes its
 //! topic only if there is no `/t/<uuid>` and its first record is untouched, and the claim goes
-//! only after the records are gone. So whoever comes second loses, however late.
+//! only after the records are gone; a topic grows only if its record has not been put since its new
+//! partitions were seen. So whoever comes second loses, however late.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use forebay_proto::stored::TopicRecord;
@@ -19,11 +24,12 @@ use uuid::Uuid;
 use super::Stop;
 use super::leader::Leader;
 use super::view::View;
-use crate::failure::MetaFailure;
+use crate::failure::{MetaFailure, decode};
 use crate::keys;
 use crate::model::Partition;
 use crate::record::encode;
 use crate::store::{Compare, Entry, Op, Range};
+use crate::topics::CHUNK;
 
 /// Time from the beginning of a pass to that of the next.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -78,7 +84,7 @@ impl Sweep {
                 return;
             }
         };
-        if partition.epoch.0 != 0 || partition.deleted || view.knows_topic(partition.topic) {
+        if partition.epoch.0 != 0 || partition.deleted || !is_orphan(view, partition.topic, partition.id) {
             return;
         }
         let known = self.suspects.contains_key(&partition.topic);
@@ -96,14 +102,21 @@ impl Sweep {
     /// Ends a pass; returns what is to be claimed.
     fn end(&mut self, now: Duration, view: &View) -> Vec<(Uuid, Vec<PartitionId>)> {
         self.cursor = None;
-        self.suspects
-            .retain(|topic, suspect| !suspect.partitions.is_empty() && !view.knows_topic(*topic));
+        self.suspects.retain(|topic, suspect| {
+            suspect.partitions.retain(|id| is_orphan(view, *topic, *id));
+            !suspect.partitions.is_empty()
+        });
         let old = |suspect: &Suspect| now.saturating_sub(suspect.since) >= ORPHAN_AGE;
         let claims = self.suspects.iter_mut().filter(|(_, suspect)| old(suspect));
         claims
             .map(|(topic, suspect)| (*topic, std::mem::take(&mut suspect.partitions)))
             .collect()
     }
+}
+
+/// Whether no topic that is known lists a partition of this topic.
+fn is_orphan(view: &View, topic: Uuid, partition: PartitionId) -> bool {
+    !view.knows_topic(topic) || view.is_stray(topic, partition)
 }
 
 impl Leader {
@@ -127,7 +140,63 @@ impl Leader {
             return Ok(());
         }
         for (topic, partitions) in sweep.end(now, view) {
-            self.claim(topic, &partitions).await?;
+            if view.knows_topic(topic) {
+                self.remove_strays(topic, &partitions).await?;
+            } else {
+                self.claim(topic, &partitions).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes records that a topic does not list. What changes meanwhile is left to a later pass.
+    async fn remove_strays(&self, topic: Uuid, partitions: &[PartitionId]) -> Result<(), Stop> {
+        for chunk in partitions.chunks(CHUNK) {
+            let (entry, _) = self
+                .store
+                .get(&keys::topic(topic))
+                .await
+                .map_err(MetaFailure::from)?;
+            let Some(entry) = entry else { return Ok(()) };
+            let record: TopicRecord = decode(&entry)?;
+            if record.deleted {
+                return Ok(());
+            }
+            let listed: BTreeSet<u64> = record.partition_ids.iter().copied().collect();
+            let record_keys: Vec<String> = chunk.iter().map(|id| keys::partition(*id)).collect();
+            let (found, _) = self
+                .store
+                .get_many(&record_keys)
+                .await
+                .map_err(MetaFailure::from)?;
+            let mut txn = self
+                .guarded()
+                .when(Compare::unchanged(&entry))
+                .then(Op::put(entry.key.clone(), entry.value.clone()));
+            let mut removed = 0_u64;
+            for found in found.iter().flatten() {
+                let untouched = Partition::decode(&found.value).is_ok_and(|partition| {
+                    partition.epoch.0 == 0
+                        && !partition.deleted
+                        && partition.topic == topic
+                        && !listed.contains(&partition.id.0)
+                });
+                if untouched {
+                    txn = txn
+                        .when(Compare::unchanged(found))
+                        .then(Op::delete(found.key.clone()));
+                    removed += 1;
+                }
+            }
+            if removed == 0 {
+                continue;
+            }
+            let reply = self.store.txn(txn).await.map_err(MetaFailure::from)?;
+            if !reply.succeeded {
+                return self.still_leads(&reply);
+            }
+            self.metrics.records_removed.inc_by(removed);
+            tracing::info!(%topic, partitions = removed, "removed partitions that an interrupted growth left");
         }
         Ok(())
     }

@@ -455,6 +455,38 @@ async fn what_an_interrupted_creation_leaves_is_removed_after_a_while() {
 }
 
 #[tokio::test]
+async fn what_an_interrupted_growth_leaves_is_removed_after_a_while() {
+    let world = World::new().await;
+    let _one = broker(&world, 1).await;
+    let kept = topic(&world, "kept", 2).await;
+    // The counter, two chunks of records, and then the topic's list is never sent.
+    let faulty = world.faulty([Fault::Pass, Fault::Pass, Fault::Pass, Fault::NotSent]);
+    topics::add_partitions(&*faulty, "kept", 72).await.unwrap_err();
+    assert_eq!(records(&world).await.len(), 72);
+    let clock = ManualClock::new(0);
+    let controller = controller(
+        &world,
+        Arc::clone(&world.store),
+        Arc::new(clock.clone()),
+        &Ill::default(),
+        "c",
+    );
+    placed(&controller, 2).await;
+    let grown = topics::add_partitions(&*world.store, "kept", 3).await.unwrap();
+    placed(&controller, 3).await;
+    eventually("strays are removed", || async {
+        clock.advance(Duration::from_secs(1));
+        records(&world).await.len() == 3
+    })
+    .await;
+    let left: Vec<PartitionId> = records(&world).await.iter().map(|one| one.id).collect();
+    assert_eq!(left, grown.partition_ids);
+    assert_eq!(grown.partition_ids[..2], kept.partition_ids[..]);
+    assert_eq!(topics::get(&*world.store, "kept").await.unwrap(), grown);
+    controller.shutdown().await;
+}
+
+#[tokio::test]
 async fn history_lost_to_compaction_is_made_up_for_by_reading_everything_again() {
     let world = World::new().await;
     let made = topic(&world, "a", 3).await;

@@ -275,6 +275,12 @@ impl View {
         self.topics.contains_key(&id)
     }
 
+    /// Whether a topic that is not deleted does not list a partition that says it is of this topic.
+    pub(super) fn is_stray(&self, topic: Uuid, partition: PartitionId) -> bool {
+        matches!(self.topics.get(&topic), Some(Known::Live(_)))
+            && !self.partitions.get(&partition).is_some_and(|slot| slot.wanted)
+    }
+
     /// Topics that are not deleted.
     pub(super) fn topics_live(&self) -> usize {
         self.topics_live

@@ -8,4 +8,4 @@ mod stored;
 mod topic;
 
 pub use partition::{CHAIN_MAX, Gap, ManifestRef, Partition, RECENT_MAX, Refused, Run, Sealed, Segment};
-pub use topic::{TopicConfig, TopicConfigError};
+pub use topic::{TOPIC_KEYS, TopicConfig, TopicConfigError, TopicKey};

@@ -9,7 +9,7 @@ const BATCH_BYTES_LIMIT: u64 = 32 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TopicConfigError {
     /// No such key.
-    #[error("unknown topic configuration key \"{0}\"; known are {known}", known = KEYS.join(", "))]
+    #[error("unknown topic configuration key \"{0}\"; known are {known}", known = known())]
     Unknown(String),
     /// The value cannot be.
     #[error("topic configuration {key} = \"{value}\": {why}")]
@@ -29,14 +29,55 @@ const SEGMENT_MS: &str = "segment.ms";
 const RETENTION_BYTES: &str = "retention.bytes";
 const RETENTION_MS: &str = "retention.ms";
 const OFFLOAD: &str = "forebay.offload";
-const KEYS: [&str; 6] = [
-    OFFLOAD,
-    BATCH_BYTES,
-    RETENTION_BYTES,
-    RETENTION_MS,
-    SEGMENT_BYTES,
-    SEGMENT_MS,
+
+/// A key that can be set on a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicKey {
+    /// As it is written; where Kafka has it, as Kafka names it.
+    pub name: &'static str,
+    /// What its value is.
+    pub kind: &'static str,
+    /// What it means, for a reference.
+    pub text: &'static str,
+}
+
+/// Every key, by name.
+pub const TOPIC_KEYS: [TopicKey; 6] = [
+    TopicKey {
+        name: OFFLOAD,
+        kind: "`true` or `false`",
+        text: "Whether sealed segments are moved to the object store, where there is one.",
+    },
+    TopicKey {
+        name: BATCH_BYTES,
+        kind: "bytes, 1024 to 33554432",
+        text: "Largest record batch, as sent.",
+    },
+    TopicKey {
+        name: RETENTION_BYTES,
+        kind: "bytes, or -1 for no limit",
+        text: "Bytes of one partition beyond which its oldest records may be removed.",
+    },
+    TopicKey {
+        name: RETENTION_MS,
+        kind: "milliseconds, or -1 for no limit",
+        text: "Age at which records may be removed.",
+    },
+    TopicKey {
+        name: SEGMENT_BYTES,
+        kind: "bytes, 1048576 to 17179869184",
+        text: "Size at which a segment is sealed and the next one begun.",
+    },
+    TopicKey {
+        name: SEGMENT_MS,
+        kind: "milliseconds, 1000 to 604800000",
+        text: "Age at which a segment that holds something is sealed and the next one begun.",
+    },
 ];
+
+fn known() -> String {
+    TOPIC_KEYS.map(|key| key.name).join(", ")
+}
 
 /// What Kafka writes for a retention without a limit.
 const UNLIMITED: &str = "-1";
@@ -135,6 +176,18 @@ impl TopicConfig {
         ])
     }
 
+    /// Refuses a key that does not exist.
+    ///
+    /// # Errors
+    /// Where it is unknown; the error names those that are.
+    pub fn check_key(key: &str) -> Result<(), TopicConfigError> {
+        if TOPIC_KEYS.iter().any(|known| known.name == key) {
+            Ok(())
+        } else {
+            Err(TopicConfigError::Unknown(key.to_owned()))
+        }
+    }
+
     /// Reads a topic's stored or given configuration; what is not set has its default.
     ///
     /// # Errors
@@ -228,7 +281,8 @@ mod tests {
             offload: false,
         };
         let entries = config.entries();
-        assert!(entries.keys().eq(KEYS.iter()), "{entries:?}");
+        let known = TOPIC_KEYS.map(|key| key.name);
+        assert!(entries.keys().eq(known.iter()), "{entries:?}");
         let given = entries
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value))

@@ -77,8 +77,6 @@ pub enum Position {
     Earliest,
     /// First offset not committed, confirmed with the storage nodes.
     Latest,
-    /// First record at or after this time, milliseconds since 1970.
-    Timestamp(i64),
 }
 
 /// Where one range of a partition can be read without its owner.
@@ -332,12 +330,11 @@ impl Message for ToBroker {
                 position,
             } => {
                 let mut out = Encoder::new(5, *request);
-                let (kind, time) = match position {
-                    Position::Earliest => (0, 0),
-                    Position::Latest => (1, 0),
-                    Position::Timestamp(time) => (2, *time),
+                let kind = match position {
+                    Position::Earliest => 0,
+                    Position::Latest => 1,
                 };
-                out.u64(partition.0).u32(epoch.0).u8(kind).i64(time);
+                out.u64(partition.0).u32(epoch.0).u8(kind);
                 out
             }
             Self::Plan {
@@ -381,15 +378,10 @@ impl Message for ToBroker {
                 request: id,
                 partition: PartitionId(r.u64("partition")?),
                 epoch: Epoch(r.u32("epoch")?),
-                position: {
-                    let kind = r.u8("position")?;
-                    let time = r.i64("timestamp")?;
-                    match kind {
-                        0 => Position::Earliest,
-                        1 => Position::Latest,
-                        2 => Position::Timestamp(time),
-                        other => return Err(r.value("position", u64::from(other))),
-                    }
+                position: match r.u8("position")? {
+                    0 => Position::Earliest,
+                    1 => Position::Latest,
+                    other => return Err(r.value("position", u64::from(other))),
                 },
             },
             6 => Self::Plan {

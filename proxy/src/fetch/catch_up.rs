@@ -35,7 +35,7 @@ const PLAN_FRESH_FOR: Duration = Duration::from_secs(5);
 const PLANS_MAX: usize = 8192;
 /// Plans tried for one read.
 const ROUNDS_MAX: u32 = 4;
-const NODE_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(3);
 const OWNER_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF: Policy = Policy {
     base: Duration::from_millis(5),
@@ -109,7 +109,7 @@ impl CatchUp {
             .is_some_and(|plan| is_covered(&plan, offset))
     }
 
-    fn cold(&self, partition: PartitionId) -> Result<&Cold, Failure> {
+    pub(super) fn cold(&self, partition: PartitionId) -> Result<&Cold, Failure> {
         self.cold.as_ref().ok_or_else(|| {
             let what = format!(
                 "partition {partition} is partly in the object store, and this proxy has none: object_store.url is empty"
@@ -190,7 +190,7 @@ impl CatchUp {
         }
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         owner: &Owner,
         partition: PartitionId,
@@ -230,7 +230,7 @@ impl CatchUp {
     }
 
     /// Tries each replica once, starting with another one each time.
-    async fn read_segment(
+    pub(super) async fn read_segment(
         &self,
         segment: &PlanSegment,
         from: Offset,

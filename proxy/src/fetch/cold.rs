@@ -29,16 +29,7 @@ impl Cold {
         from: Offset,
         max_bytes: u32,
     ) -> Result<Bytes, Failure> {
-        let run = Run {
-            base: run.base,
-            end: run.end,
-            object: run.object.clone(),
-            position: run.position,
-            len: run.len,
-            crc32c: run.crc32c,
-            max_timestamp_ms: run.max_timestamp_ms,
-        };
-        self.read(partition, &run, from, max_bytes).await
+        self.read(partition, &run_of(run), from, max_bytes).await
     }
 
     /// Whole batches from an offset that the manifest covers.
@@ -49,13 +40,7 @@ impl Cold {
         from: Offset,
         max_bytes: u32,
     ) -> Result<Bytes, Failure> {
-        let manifest = ManifestRef {
-            object: manifest.object.clone(),
-            generation: manifest.generation,
-            end: manifest.end,
-            len: manifest.len,
-            crc32c: manifest.crc32c,
-        };
+        let manifest = manifest_of(manifest);
         let found = self.manifests.run_at(partition, &manifest, from).await;
         let Some(run) = found.map_err(|error| failure(partition, from, &error))? else {
             let what = format!(
@@ -65,6 +50,58 @@ impl Cold {
             return Err(Failure::new(ErrorCode::Unavailable, what));
         };
         self.read(partition, &run, from, max_bytes).await
+    }
+
+    /// The first batch of a listed range, from an offset on, that reaches a time.
+    pub(crate) async fn run_batch_reaching(
+        &self,
+        partition: PartitionId,
+        run: &PlanRun,
+        from: Offset,
+        timestamp_ms: i64,
+    ) -> Result<Option<Bytes>, Failure> {
+        self.batch_reaching(partition, &run_of(run), from, timestamp_ms)
+            .await
+    }
+
+    /// The first batch of what the manifest covers, from an offset on, that reaches a time.
+    pub(crate) async fn manifest_batch_reaching(
+        &self,
+        partition: PartitionId,
+        manifest: &PlanManifest,
+        mut from: Offset,
+        timestamp_ms: i64,
+    ) -> Result<Option<Bytes>, Failure> {
+        let manifest = manifest_of(manifest);
+        loop {
+            let found = self
+                .manifests
+                .run_reaching(partition, &manifest, from, timestamp_ms)
+                .await;
+            let Some(run) = found.map_err(|error| failure(partition, from, &error))? else {
+                return Ok(None);
+            };
+            let batch = self.batch_reaching(partition, &run, from, timestamp_ms).await?;
+            if batch.is_some() {
+                return Ok(batch);
+            }
+            // What reaches the time in it lies below the offset; the next one ends beyond it.
+            from = run.end;
+        }
+    }
+
+    async fn batch_reaching(
+        &self,
+        partition: PartitionId,
+        run: &Run,
+        from: Offset,
+        timestamp_ms: i64,
+    ) -> Result<Option<Bytes>, Failure> {
+        let found = self.reader.lookup(run, from, timestamp_ms).await;
+        match found.map_err(|error| failure(partition, from, &error))? {
+            Some(base) => self.read(partition, run, base.max(from), 1).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     async fn read(
@@ -78,6 +115,28 @@ impl Cold {
             .read(run, from, run.end, max_bytes)
             .await
             .map_err(|error| failure(partition, from, &error))
+    }
+}
+
+fn run_of(run: &PlanRun) -> Run {
+    Run {
+        base: run.base,
+        end: run.end,
+        object: run.object.clone(),
+        position: run.position,
+        len: run.len,
+        crc32c: run.crc32c,
+        max_timestamp_ms: run.max_timestamp_ms,
+    }
+}
+
+fn manifest_of(manifest: &PlanManifest) -> ManifestRef {
+    ManifestRef {
+        object: manifest.object.clone(),
+        generation: manifest.generation,
+        end: manifest.end,
+        len: manifest.len,
+        crc32c: manifest.crc32c,
     }
 }
 

@@ -13,6 +13,7 @@
 mod ask;
 pub(crate) mod catch_up;
 pub(crate) mod cold;
+pub(crate) mod lookup;
 pub(crate) mod plan;
 
 use std::collections::BTreeMap;

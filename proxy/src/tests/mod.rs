@@ -8,6 +8,7 @@
 )]
 
 mod fetch;
+mod offsets;
 mod produce;
 mod rest;
 
@@ -31,9 +32,9 @@ use forebay_proto::v1::broker_server::Broker;
 use forebay_proto::v1::data_client::DataClient;
 use forebay_proto::v1::partition_produce::Data;
 use forebay_proto::v1::{
-    Acks, DescribePartitionsRequest, DescribePartitionsResponse, ErrorCode, InitProducerRequest,
-    InitProducerResponse, LocateRequest, LocateResponse, PartitionLocation, PartitionProduce, PingRequest,
-    PingResponse, ProduceRequest, ProduceResponse,
+    Acks, BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, ErrorCode,
+    InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse, PartitionLocation,
+    PartitionProduce, PingRequest, PingResponse, ProduceRequest, ProduceResponse, SummarizeRequest,
 };
 use forebay_record::batch::{Builder, Codec, ProducerStamp, stamp_in_place};
 use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, ProducerId, SessionId};
@@ -66,6 +67,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 struct Map {
     topics: Mutex<HashMap<String, LocateResponse>>,
     located: AtomicUsize,
+    summary: Mutex<BrokerSummary>,
 }
 
 #[tonic::async_trait]
@@ -88,6 +90,10 @@ impl Broker for Map {
         _: Request<DescribePartitionsRequest>,
     ) -> Result<Response<DescribePartitionsResponse>, Status> {
         Ok(Response::new(DescribePartitionsResponse::default()))
+    }
+
+    async fn summarize(&self, _: Request<SummarizeRequest>) -> Result<Response<BrokerSummary>, Status> {
+        Ok(Response::new(self.summary.lock().clone()))
     }
 
     async fn init_producer(

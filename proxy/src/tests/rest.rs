@@ -1,93 +1,14 @@
-//! Positions, metadata, administration, shutdown.
+//! Metadata, administration, shutdown.
 
-use forebay_proto::data::front::{Fetched, Position};
 use forebay_proto::v1::admin_client::AdminClient;
-use forebay_proto::v1::partition_position::Position as Asked;
 use forebay_proto::v1::{
-    CreateTopicRequest, DeleteTopicRequest, DescribeClusterRequest, DescribeTopicRequest, ListOffsetsRequest,
-    ListTopicsRequest, MetadataRequest, PartitionPosition,
+    CreateTopicRequest, DeleteTopicRequest, DescribeClusterRequest, DescribeTopicRequest, ListTopicsRequest,
+    MetadataRequest,
 };
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
-
-#[tokio::test]
-async fn a_time_is_resolved_to_the_record_within_its_batch() {
-    let cluster = Cluster::start().await;
-    cluster.map.set("t", &[(1, 1)]);
-    let mut broker = cluster.broker(1).await;
-    let position = |position| PartitionPosition {
-        topic: "t".to_owned(),
-        partition: 0,
-        position,
-    };
-    let partitions = vec![
-        position(Some(Asked::TimestampMs(1002))),
-        position(Some(Asked::Earliest(true))),
-        position(None),
-        PartitionPosition {
-            partition: 9,
-            ..position(Some(Asked::Latest(true)))
-        },
-    ];
-    let mut client = cluster.client.clone();
-    let task = tokio::spawn(async move { client.list_offsets(ListOffsetsRequest { partitions }).await });
-    let mut talk = broker.accept().await;
-    for _ in 0..3 {
-        match talk.next().await {
-            ToBroker::Offsets {
-                request,
-                position: Position::Timestamp(1002),
-                ..
-            } => {
-                talk.say(FromBroker::Offsets {
-                    request,
-                    result: Ok(Some(Offset(40))),
-                })
-                .await;
-            }
-            ToBroker::Offsets {
-                request,
-                position: Position::Earliest,
-                ..
-            } => {
-                talk.say(FromBroker::Offsets {
-                    request,
-                    result: Ok(Some(Offset(4))),
-                })
-                .await;
-            }
-            ToBroker::Fetch(fetch) => {
-                assert_eq!(fetch.partitions[0].offset, Offset(40));
-                // As an owner's cache has it: header and body are pieces of their own.
-                let mut header = stored(40, 5);
-                let body = header.split_off(61);
-                let (high_watermark, log_start) = (Offset(90), Offset(0));
-                let fetched = Fetched {
-                    high_watermark,
-                    log_start,
-                    batches: vec![header, body],
-                    behind: false,
-                };
-                talk.say(FromBroker::Fetched {
-                    request: fetch.request,
-                    partitions: vec![Ok(fetched)],
-                })
-                .await;
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    let found = soon(task).await.unwrap().unwrap().into_inner().partitions;
-    assert_eq!((found[0].offset, found[0].timestamp_ms), (Some(42), Some(1002)));
-    assert_eq!((found[1].offset, found[1].timestamp_ms), (Some(4), None));
-    assert_eq!(found[2].error.as_ref().unwrap().code(), ErrorCode::InvalidRequest);
-    assert_eq!(
-        found[3].error.as_ref().unwrap().code(),
-        ErrorCode::UnknownPartition
-    );
-}
 
 #[tokio::test]
 async fn an_unknown_topic_is_asked_about_once_and_then_remembered_for_a_moment() {

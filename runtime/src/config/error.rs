@@ -99,6 +99,22 @@ impl ConfigError {
         }
     }
 
+    /// Full dotted name of the key it is about, where it is about one.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::UnknownKey { key, .. }
+            | Self::BadValue { key, .. }
+            | Self::MissingKey { key }
+            | Self::Invalid { key, .. } => Some(key),
+            Self::ReadFile { .. }
+            | Self::Syntax { .. }
+            | Self::Env { .. }
+            | Self::Flag { .. }
+            | Self::Defaults { .. } => None,
+        }
+    }
+
     /// Puts the name of the enclosing part before the key of an [`ConfigError::Invalid`].
     #[must_use]
     pub fn under(self, part: &str) -> Self {

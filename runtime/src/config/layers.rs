@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::de::NodeDeserializer;
-use super::node::{Node, Origin, Value};
+use super::node::{Node, Origin, Value, join};
 use super::{ConfigError, Validate};
 
 /// What an environment variable's name starts with to be part of the configuration.
@@ -123,11 +123,8 @@ impl Layers {
         Ok(self)
     }
 
-    /// Reads all layers into `T` and validates it.
-    pub fn load<T>(&self) -> Result<T, ConfigError>
-    where
-        T: DeserializeOwned + Serialize + Default + Validate,
-    {
+    /// The defaults alone, and all layers over them.
+    fn merged<T: Serialize + Default>(&self) -> Result<(Node, Node), ConfigError> {
         let default =
             toml::Value::try_from(T::default()).map_err(|source| ConfigError::Defaults { source })?;
         let default = Node::from_default(default);
@@ -135,11 +132,102 @@ impl Layers {
         for layer in [&self.file, &self.env, &self.flags] {
             merged.merge(layer.clone());
         }
+        Ok((default, merged))
+    }
+
+    /// Every key that has a value, in the order of its name, with where the value comes from. Secrets
+    /// are hidden.
+    ///
+    /// # Errors
+    /// As [`Layers::load`].
+    pub fn effective<T>(&self) -> Result<Vec<Effective>, ConfigError>
+    where
+        T: DeserializeOwned + Serialize + Default + Validate,
+    {
+        let config = self.load::<T>()?;
+        let (_, merged) = self.merged::<T>()?;
+        let shown = toml::Value::try_from(&config).map_err(|source| ConfigError::Defaults { source })?;
+        let mut found = Vec::new();
+        flatten(&shown, "", &merged, &mut found);
+        Ok(found)
+    }
+
+    /// All that is wrong with a configuration, the worst of each key: what is found first is left
+    /// out before the next is looked for. Empty where [`Layers::load`] succeeds.
+    #[must_use]
+    pub fn problems<T>(&self) -> Vec<ConfigError>
+    where
+        T: DeserializeOwned + Serialize + Default + Validate,
+    {
+        let mut left = self.clone();
+        let mut problems = Vec::new();
+        while let Err(error) = left.load::<T>() {
+            let key = error.key().map(str::to_owned);
+            problems.push(error);
+            // What no layer has set cannot be left out: nothing after it can be seen.
+            if !key.is_some_and(|key| left.remove(&key)) {
+                break;
+            }
+        }
+        problems
+    }
+
+    /// Takes a key out of every layer; whether there was one.
+    fn remove(&mut self, key: &str) -> bool {
+        let parts: Vec<&str> = key.split('[').next().unwrap_or(key).split('.').collect();
+        let layers = [&mut self.file, &mut self.env, &mut self.flags];
+        layers
+            .into_iter()
+            .fold(false, |found, layer| layer.remove(&parts) || found)
+    }
+
+    /// Reads all layers into `T` and validates it.
+    pub fn load<T>(&self) -> Result<T, ConfigError>
+    where
+        T: DeserializeOwned + Serialize + Default + Validate,
+    {
+        let (default, merged) = self.merged::<T>()?;
         let config = T::deserialize(NodeDeserializer::root(merged.clone()))
             .map_err(|error| suggest(error.into_config(), &default))?;
         config.validate().map_err(|error| with_origin(error, &merged))?;
         Ok(config)
     }
+}
+
+/// A value in force.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effective {
+    /// Full dotted name.
+    pub key: String,
+    /// `***` where it is a secret.
+    pub value: toml::Value,
+    /// Where it was set.
+    pub origin: Origin,
+}
+
+fn flatten(value: &toml::Value, key: &str, merged: &Node, found: &mut Vec<Effective>) {
+    if let toml::Value::Table(table) = value {
+        for (part, value) in table {
+            flatten(value, &join(key, part), merged, found);
+        }
+        return;
+    }
+    let node = merged.closest(key);
+    // Above the key there is only what other keys are in: the value is a default of the type itself.
+    let origin = match node.value {
+        Value::Table(_) => Origin::Default,
+        _ => node.origin.clone(),
+    };
+    found.push(Effective {
+        key: key.to_owned(),
+        value: value.clone(),
+        origin,
+    });
+}
+
+/// The environment variable that sets a key.
+pub(super) fn variable(key: &str) -> String {
+    format!("{ENV_PREFIX}{}", key.replace('.', ENV_SEPARATOR).to_uppercase())
 }
 
 /// A key that exists under another part is worth a hint when nothing beside it is close.

@@ -5,7 +5,9 @@
 //!    A key that `T` does not have is refused with its full dotted name, its source and the
 //!    nearest key that exists; so is a value of the wrong type.
 //! 3. [`Validate::validate`] checks what types cannot say.
-//! 4. [`effective_toml`] prints the outcome for the log, secrets hidden.
+//! 4. [`effective_toml`] prints the outcome for the log, secrets hidden; [`Layers::effective`] says
+//!    where each value comes from, [`Layers::problems`] all that is wrong, and [`reference`] what
+//!    can be configured at all.
 //!
 //! Nothing here reads the process environment or its arguments by itself: `main` passes them in.
 
@@ -13,14 +15,16 @@ mod de;
 mod error;
 mod layers;
 mod node;
+mod reference;
 mod secret;
 mod size;
 #[cfg(test)]
 mod tests;
 
 pub use error::ConfigError;
-pub use layers::{ENV_PREFIX, Layers, effective_toml};
+pub use layers::{ENV_PREFIX, Effective, Layers, effective_toml};
 pub use node::Origin;
+pub use reference::{Key, Section, reference};
 pub use secret::Secret;
 pub use size::{ByteSize, HumanDuration, ParseUnitError};
 

@@ -100,6 +100,18 @@ impl Node {
         }
     }
 
+    /// Takes out what lies at `parts`; whether there was anything. A leaf above them goes as a whole.
+    pub(super) fn remove(&mut self, parts: &[&str]) -> bool {
+        let (Value::Table(table), Some((part, rest))) = (&mut self.value, parts.split_first()) else {
+            return false;
+        };
+        match table.get_mut(*part) {
+            Some(node) if !rest.is_empty() && matches!(node.value, Value::Table(_)) => node.remove(rest),
+            Some(_) => table.remove(*part).is_some(),
+            None => false,
+        }
+    }
+
     /// A tree with one untyped leaf.
     pub(super) fn leaf(dotted: &[&str], text: &str, origin: &Origin) -> Node {
         let leaf = Node {

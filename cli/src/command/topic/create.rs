@@ -26,7 +26,7 @@ pub struct CreateArgs {
 
 /// Makes the topic.
 pub async fn run(args: CreateArgs, admin: &Admin) -> anyhow::Result<()> {
-    let settings = settings_of(args.settings)?;
+    let settings = settings_of("--config", args.settings)?;
     let made = admin
         .create_topic(&args.name, args.partitions, settings)
         .await
@@ -40,17 +40,19 @@ pub async fn run(args: CreateArgs, admin: &Admin) -> anyhow::Result<()> {
     })
 }
 
-fn parse_setting(text: &str) -> Result<(String, String), String> {
+/// Reads `KEY=VALUE`.
+pub fn parse_setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not of the form KEY=VALUE")),
     }
 }
 
-fn settings_of(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Usage> {
+/// Settings by key; refuses one that a flag gives twice.
+pub fn settings_of(flag: &str, given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Usage> {
     let mut settings = BTreeMap::new();
     for (key, value) in given {
-        let twice = Usage(format!("--config {key} is given twice"));
+        let twice = Usage(format!("{flag} {key} is given twice"));
         if settings.insert(key, value).is_some() {
             return Err(twice);
         }
@@ -77,6 +79,9 @@ mod tests {
     #[test]
     fn a_setting_given_twice_is_refused() {
         let given = vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())];
-        assert_eq!(settings_of(given).unwrap_err().0, "--config a is given twice");
+        assert_eq!(
+            settings_of("--config", given).unwrap_err().0,
+            "--config a is given twice"
+        );
     }
 }

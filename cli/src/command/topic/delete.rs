@@ -4,9 +4,10 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, bail};
 use forebay_client::Admin;
+use serde::Serialize;
 
 use crate::command::Usage;
-use crate::output::print;
+use crate::output::FormatArgs;
 
 /// What to delete.
 #[derive(Debug, clap::Args)]
@@ -16,6 +17,15 @@ pub struct DeleteArgs {
     /// Do not ask
     #[arg(long, short = 'y')]
     pub yes: bool,
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+/// What was done, as `--format json` shows it.
+#[derive(Debug, Serialize)]
+struct Deleted<'a> {
+    name: &'a str,
+    deleted: bool,
 }
 
 /// Asks whether it is meant, unless that was said already.
@@ -54,5 +64,10 @@ pub async fn run(args: &DeleteArgs, admin: &Admin) -> anyhow::Result<()> {
         .delete_topic(&args.name)
         .await
         .with_context(|| format!("cannot delete topic {:?}", args.name))?;
-    print(&format!("topic {} deleted", args.name))
+    let deleted = Deleted {
+        name: &args.name,
+        deleted: true,
+    };
+    args.format
+        .print(&deleted, |deleted| format!("topic {} deleted", deleted.name))
 }

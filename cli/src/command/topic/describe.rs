@@ -3,11 +3,13 @@
 use anyhow::Context as _;
 use forebay_client::Admin;
 
-use super::view::{Partition, Segment, Topic};
+use super::view::{Offloaded, Partition, Segment, Setting, Topic};
 use crate::output::{FormatArgs, bytes, grouped, or_dash, table};
 
 /// Segments of a partition shown in the table: the newest. JSON has all.
 const SEGMENTS_SHOWN: usize = 8;
+/// Offloaded ranges shown, as above.
+const RUNS_SHOWN: usize = 4;
 
 /// What to describe.
 #[derive(Debug, clap::Args)]
@@ -27,8 +29,14 @@ pub async fn run(args: DescribeArgs, admin: &Admin) -> anyhow::Result<()> {
 
 fn render(topic: &Topic) -> String {
     let mut text = format!("topic {}, id {}", topic.name, topic.id);
-    for (key, value) in &topic.config {
-        text.push_str(&format!("\n  {key} = {value}"));
+    for Setting {
+        key,
+        value,
+        is_default,
+    } in &topic.settings
+    {
+        let default = if *is_default { "  (default)" } else { "" };
+        text.push_str(&format!("\n  {key} = {value}{default}"));
     }
     let header = [
         "PARTITION",
@@ -37,7 +45,7 @@ fn render(topic: &Topic) -> String {
         "LOG START",
         "HIGH WATERMARK",
         "BYTES",
-        "SEGMENTS (epoch.seq, offsets, nodes)",
+        "SEGMENTS, newest first (epoch.seq, offsets, bytes, nodes)",
     ];
     let rows = topic.partitions.iter().flat_map(rows_of);
     format!("{text}\n\n{}", table(&header, &[0, 1, 2, 3, 4, 5], rows))
@@ -68,6 +76,20 @@ fn rows_of(partition: &Partition) -> Vec<Vec<String>> {
     if hidden > 0 {
         chain.push(format!("and {} older", grouped(hidden as u64)));
     }
+    let runs = partition.offloaded.iter().rev();
+    chain.extend(runs.clone().take(RUNS_SHOWN).map(offloaded));
+    let hidden = partition.offloaded.len().saturating_sub(RUNS_SHOWN);
+    if hidden > 0 {
+        chain.push(format!("and {} offloaded before", grouped(hidden as u64)));
+    }
+    if let Some(manifest) = &partition.manifest {
+        chain.push(format!(
+            "offloaded up to {}, manifest {} in {}",
+            grouped(manifest.end),
+            manifest.generation,
+            manifest.object
+        ));
+    }
     if chain.is_empty() {
         chain.push("-".to_owned());
     }
@@ -88,11 +110,22 @@ fn segment(segment: &Segment) -> String {
         .collect();
     let end = segment.end.map_or_else(|| "open".to_owned(), grouped);
     format!(
-        "{}.{} {}..{end} on {}",
+        "{}.{} {}..{end}, {} on {}",
         segment.epoch,
         segment.seq,
         grouped(segment.base),
+        bytes(segment.bytes),
         nodes.join(" ")
+    )
+}
+
+fn offloaded(range: &Offloaded) -> String {
+    format!(
+        "offloaded {}..{}, {} in {}",
+        grouped(range.base),
+        grouped(range.end),
+        bytes(range.bytes),
+        range.object
     )
 }
 
@@ -122,6 +155,7 @@ mod tests {
             log_start: 0,
             high_watermark: Some(2_500),
             segments: vec![segment(1, 0, Some(1_000)), segment(2, 1_000, None)],
+            ..Default::default()
         };
         let idle = v1::PartitionDescription {
             partition: 1,
@@ -133,6 +167,11 @@ mod tests {
             id: bytes::Bytes::from_static(&[7; 16]).to_vec().into(),
             config: [("retention.ms".to_owned(), "1".to_owned())].into(),
             partitions: vec![full, idle],
+            settings: vec![v1::TopicSetting {
+                key: "retention.ms".to_owned(),
+                value: "1".to_owned(),
+                is_default: false,
+            }],
         })
     }
 
@@ -159,13 +198,15 @@ mod tests {
                 "2.0",
                 "MiB",
                 "3.2",
-                "1,000..open",
+                "1,000..open,",
+                "1.0",
+                "MiB",
                 "on",
                 "1:1",
                 "4:1"
             ]
         );
-        assert_eq!(lines[5], ["3.1", "0..1,000", "on", "1:1", "4:1"]);
+        assert_eq!(lines[5], ["3.1", "0..1,000,", "1.0", "MiB", "on", "1:1", "4:1"]);
         assert_eq!(lines[6], ["1", "-", "0", "0", "-", "0", "B", "-"]);
         assert_eq!(lines.len(), 7);
     }

@@ -1,9 +1,12 @@
-//! Topics: making, listing, describing, deleting.
+//! Topics: making, listing, describing, changing, deleting, and where their offsets are.
 
+mod add_partitions;
+mod alter;
 mod create;
 mod delete;
 mod describe;
 mod list;
+mod offsets;
 mod view;
 
 use clap::Subcommand;
@@ -19,6 +22,12 @@ pub enum TopicCommand {
     List(list::ListArgs),
     /// Show a topic's partitions, who owns them and what is in them
     Describe(describe::DescribeArgs),
+    /// Change settings of a topic
+    Alter(alter::AlterArgs),
+    /// Give a topic more partitions
+    AddPartitions(add_partitions::AddPartitionsArgs),
+    /// Show where partitions begin and end, or what lies at a time
+    Offsets(offsets::OffsetsArgs),
     /// Delete a topic and everything in it
     Delete(delete::DeleteArgs),
 }
@@ -30,6 +39,12 @@ impl TopicCommand {
             Self::Create(args) => create::run(args, &connect(servers).await?.admin()).await,
             Self::List(args) => list::run(args, &connect(servers).await?.admin()).await,
             Self::Describe(args) => describe::run(args, &connect(servers).await?.admin()).await,
+            Self::Alter(args) => {
+                let change = alter::change_of(&args)?;
+                alter::run(args, change, &connect(servers).await?.admin()).await
+            }
+            Self::AddPartitions(args) => add_partitions::run(args, &connect(servers).await?.admin()).await,
+            Self::Offsets(args) => offsets::run(args, &connect(servers).await?.admin()).await,
             Self::Delete(args) => {
                 // Asked before anything is done, be it only connecting.
                 delete::confirm(&args)?;

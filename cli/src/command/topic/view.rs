@@ -33,10 +33,31 @@ pub struct Topic {
     pub name: String,
     /// Its id, as UUIDs are written.
     pub id: String,
-    /// Its settings that differ from the defaults.
+    /// What is set on it.
     pub config: BTreeMap<String, String>,
+    /// Every setting with the value in force, by key.
+    pub settings: Vec<Setting>,
     /// Its partitions, by number.
     pub partitions: Vec<Partition>,
+}
+
+/// A setting of a topic.
+#[derive(Debug, Clone, Serialize)]
+pub struct Setting {
+    /// As Kafka names it.
+    pub key: String,
+    /// In force.
+    pub value: String,
+    /// Whether it is the default, and not set on the topic.
+    pub is_default: bool,
+}
+
+impl Setting {
+    /// As a row of a table: key, value, where it comes from.
+    pub fn row(&self) -> Vec<String> {
+        let source = if self.is_default { "default" } else { "set" };
+        vec![self.key.clone(), self.value.clone(), source.to_owned()]
+    }
 }
 
 /// A partition.
@@ -54,8 +75,36 @@ pub struct Partition {
     pub log_start: u64,
     /// First offset not committed; none where its owner could not be asked.
     pub high_watermark: Option<u64>,
-    /// Its chain, oldest first.
+    /// The oldest offloaded part.
+    pub manifest: Option<Manifest>,
+    /// Offloaded ranges after it, oldest first.
+    pub offloaded: Vec<Offloaded>,
+    /// What is not offloaded, oldest first.
     pub segments: Vec<Segment>,
+}
+
+/// Where the oldest offloaded part of a partition is listed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Manifest {
+    /// Counts its versions.
+    pub generation: u64,
+    /// The first offset after what it covers.
+    pub end: u64,
+    /// Name of its object.
+    pub object: String,
+}
+
+/// A range of a partition in the object store.
+#[derive(Debug, Clone, Serialize)]
+pub struct Offloaded {
+    /// Its first offset.
+    pub base: u64,
+    /// The first offset after it.
+    pub end: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// Name of its object.
+    pub object: String,
 }
 
 /// A segment of a partition.
@@ -90,13 +139,35 @@ impl From<v1::TopicDescription> for Topic {
             id: id_text(&topic.id),
             name: topic.name,
             config: topic.config.into_iter().collect(),
+            settings: topic.settings.into_iter().map(Setting::from).collect(),
             partitions: topic.partitions.into_iter().map(Partition::from).collect(),
+        }
+    }
+}
+
+impl From<v1::TopicSetting> for Setting {
+    fn from(setting: v1::TopicSetting) -> Self {
+        Self {
+            key: setting.key,
+            value: setting.value,
+            is_default: setting.is_default,
         }
     }
 }
 
 impl From<v1::PartitionDescription> for Partition {
     fn from(partition: v1::PartitionDescription) -> Self {
+        let manifest = |manifest: v1::ManifestDescription| Manifest {
+            generation: manifest.generation,
+            end: manifest.end,
+            object: manifest.object,
+        };
+        let offloaded = |range: v1::OffloadedDescription| Offloaded {
+            base: range.base,
+            end: range.end,
+            bytes: range.bytes,
+            object: range.object,
+        };
         Self {
             partition: partition.partition,
             partition_id: partition.partition_id,
@@ -104,6 +175,8 @@ impl From<v1::PartitionDescription> for Partition {
             owner: (partition.owner != 0).then_some(partition.owner),
             log_start: partition.log_start,
             high_watermark: partition.high_watermark,
+            manifest: partition.manifest.map(manifest),
+            offloaded: partition.offloaded.into_iter().map(offloaded).collect(),
             segments: partition.segments.into_iter().map(Segment::from).collect(),
         }
     }

@@ -241,16 +241,19 @@ async fn a_time_is_looked_up_among_what_is_visible() {
             })
             .await;
         match client.recv().await {
-            FromNode::Lookup { request: 9, result } => result.unwrap(),
+            FromNode::Lookup { request: 9, result } => result,
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(ask(10, 20, 0).await, Some(Offset(10)));
-    assert_eq!(ask(10, 20, 501).await, Some(Offset(13)));
-    assert_eq!(ask(10, 20, 901).await, Some(Offset(16)));
-    assert_eq!(ask(10, 16, 901).await, None);
-    assert_eq!(ask(10, 20, 2001).await, None);
-    assert_eq!(ask(15, 20, 600).await, Some(Offset(15)));
+    assert_eq!(ask(10, 20, 0).await, Ok(Some(Offset(10))));
+    assert_eq!(ask(10, 20, 501).await, Ok(Some(Offset(13))));
+    assert_eq!(ask(10, 20, 901).await, Ok(Some(Offset(16))));
+    assert_eq!(ask(10, 16, 901).await, Ok(None));
+    assert_eq!(ask(10, 20, 2001).await, Ok(None));
+    assert_eq!(ask(15, 20, 600).await, Ok(Some(Offset(15))));
+    // More is visible than this replica has: only another one can say that there is nothing.
+    assert_eq!(ask(10, 25, 901).await, Ok(Some(Offset(16))));
+    assert_eq!(ask(10, 25, 2001).await, Err(NodeFailure::Behind(Offset(20))));
     node.shutdown().await;
 }
 
