@@ -25,7 +25,17 @@ const BUILDERS_KEPT_BYTES_MAX: usize = 4 << 20;
 /// Topics that one producer writes to.
 pub(crate) const TOPICS_MAX: usize = 10_000;
 
-/// One partition, as callers see it.
+/// Who numbers the batches of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// The producer, under its identity if it has one.
+    Own(Option<Identity>),
+    /// Whoever built them.
+    Given,
+}
+
+/// One partition, as callers see it. A partition has one for records, and one for each writer of
+/// ready batches.
 #[derive(Debug)]
 pub(crate) struct Partition {
     pub topic: Arc<str>,
@@ -34,7 +44,7 @@ pub(crate) struct Partition {
     pub lane: usize,
     /// Size at which its batches are sealed.
     pub batch_bytes: usize,
-    pub identity: Option<Identity>,
+    pub numbers: Numbers,
     cursor: Arc<Cursor>,
     partitions: NonZeroU32,
     pub state: Mutex<Accumulator>,
@@ -66,9 +76,19 @@ pub(crate) struct Inbox {
     identity: Option<Identity>,
 }
 
+/// What did not work so far and was, or is, tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Retries {
+    /// Batches refused, and connections that were lost or not to be had.
+    pub count: u64,
+    /// What was said the last time; none where something was delivered since.
+    pub last: Option<String>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub config: ProducerConfig,
+    pub retries: Mutex<Retries>,
     pub ledger: Arc<Ledger>,
     pub memory: Arc<Semaphore>,
     pub wake: Notify,
@@ -83,6 +103,7 @@ impl Shared {
         Self {
             memory: Arc::new(Semaphore::new(config.buffer_bytes_max)),
             config,
+            retries: Mutex::default(),
             ledger: Arc::new(Ledger::default()),
             wake: Notify::new(),
             closed: AtomicBool::new(false),
@@ -151,7 +172,7 @@ impl Shared {
                         number,
                         lane,
                         batch_bytes,
-                        identity,
+                        numbers: Numbers::Own(identity),
                         cursor: cursor.clone(),
                         partitions: count,
                         state: Mutex::new(Accumulator::new(batch_bytes, next)),
@@ -172,6 +193,31 @@ impl Shared {
         let topic = Arc::new(topic);
         self.topics.write().insert(name, topic.clone());
         topic
+    }
+
+    /// A lane of its own in a partition, for batches that are numbered already.
+    pub(crate) fn lane(&self, topic: &Topic, number: u32) -> Arc<Partition> {
+        let mut inbox = self.inbox.lock();
+        let partition = Arc::new(Partition {
+            topic: topic.name.clone(),
+            number,
+            lane: inbox.lanes,
+            batch_bytes: topic.batch_bytes_max,
+            numbers: Numbers::Given,
+            cursor: topic.cursor.clone(),
+            partitions: topic.count,
+            state: Mutex::new(Accumulator::new(topic.batch_bytes_max, None)),
+        });
+        inbox.lanes += 1;
+        inbox.partitions.push(partition.clone());
+        partition
+    }
+
+    /// Notes that something is tried again.
+    pub(crate) fn on_setback(&self, why: &dyn std::fmt::Display) {
+        let mut retries = self.retries.lock();
+        retries.count += 1;
+        retries.last = Some(why.to_string());
     }
 
     /// Opens a batch in a partition that has none open.
