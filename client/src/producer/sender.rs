@@ -412,7 +412,10 @@ impl Sender {
         if let Err(refusal) = &answer {
             let (topic, partition) = (&slot.partition.topic, slot.partition.number);
             debug!(%topic, partition, serial, code = refusal.code.as_str_name(), %refusal, "batch not delivered");
-            self.shared.on_setback(refusal);
+            // A repetition that was recognised is a success.
+            if refusal.code != ErrorCode::DuplicateSequence {
+                self.shared.on_setback(refusal);
+            }
         }
         slot.lane
             .on_answer(serial, answer, now, self.spread.next(), &mut self.settled);

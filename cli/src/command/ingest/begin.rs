@@ -14,7 +14,7 @@ use super::cut::{Cutting, Mode};
 use super::input::{Input, Origin, Watched};
 use super::options::{IngestArgs, Spread};
 use super::patterns::{INPUTS_MAX, Patterns};
-use super::resume::{Present, Start, Target};
+use super::resume::{Present, Start, Target, is_of};
 use super::source::{self, FileId, Fingerprint, Kind};
 use crate::command::Usage;
 use crate::command::produce::Codec;
@@ -81,7 +81,7 @@ pub fn compare(files: &mut [Present], checkpoint: &Checkpoint) -> anyhow::Result
     let mut elsewhere = Vec::new();
     for entry in &checkpoint.inputs {
         let covers = entry.fingerprint.bytes as usize;
-        if let Some(file) = files.iter_mut().find(|file| file.id == entry.file) {
+        if let Some(file) = files.iter_mut().find(|file| is_of(entry, file.id, &file.path)) {
             let open = File::open(&file.path);
             let covered = open.and_then(|open| Fingerprint::over(&open, covers));
             file.covered = Some(covered.with_context(|| format!("cannot read {}", file.path.display()))?);

@@ -5,7 +5,7 @@
 //! acknowledged place can only be recognised by the service if it is cut again as it was, so
 //! another cutting is refused unless nothing was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -156,7 +156,7 @@ impl Start {
         Ok(Self {
             at: present.path.clone(),
             path: entry.path.clone(),
-            id: entry.file,
+            id: present.id,
             fingerprint: entry.fingerprint,
             first_size: entry.first_size,
             mark: if same {
@@ -199,17 +199,17 @@ pub fn plan(
         }
         None => &[],
     };
-    let by_id: BTreeMap<FileId, &Entry> = entries.iter().map(|entry| (entry.file, entry)).collect();
-    let ids: BTreeMap<FileId, &Present> = present.iter().map(|one| (one.id, one)).collect();
-    for entry in entries.iter().filter(|entry| !ids.contains_key(&entry.file)) {
+    let pairs = pair(present, entries);
+    let paired: BTreeSet<FileId> = pairs.values().map(|entry| entry.file).collect();
+    for entry in entries.iter().filter(|entry| !paired.contains(&entry.file)) {
         let successor = present
             .iter()
-            .find(|one| one.path == entry.path && !by_id.contains_key(&one.id));
+            .find(|one| one.path == entry.path && !pairs.contains_key(&one.id));
         plan.on_absent(entry, successor, elsewhere, target, following)?;
     }
     let mut resumed = 0;
     for one in present {
-        let Some(entry) = by_id.get(&one.id) else {
+        let Some(entry) = pairs.get(&one.id) else {
             plan.starts.push(Start::fresh(one, target));
             continue;
         };
@@ -242,6 +242,28 @@ pub fn plan(
         ));
     }
     Ok(plan)
+}
+
+/// Whether an entry is about a file that is there, as far as identities tell. The number of a
+/// device may be another one after a restart of the machine; path and inode then have to do.
+pub fn is_of(entry: &Entry, id: FileId, path: &Path) -> bool {
+    entry.file == id || (entry.file.inode == id.inode && entry.path == path)
+}
+
+/// The entry of each file that has one.
+fn pair<'a>(present: &[Present], entries: &'a [Entry]) -> BTreeMap<FileId, &'a Entry> {
+    let by_inode = entries.iter().map(|entry| (entry.file.inode, entry));
+    let mut candidates: BTreeMap<u64, Vec<&Entry>> = BTreeMap::new();
+    for (inode, entry) in by_inode {
+        candidates.entry(inode).or_default().push(entry);
+    }
+    let of = |one: &Present| {
+        let same = candidates.get(&one.id.inode)?;
+        let exact = same.iter().find(|entry| entry.file == one.id);
+        let found = exact.or_else(|| same.iter().find(|entry| is_of(entry, one.id, &one.path)))?;
+        Some((one.id, *found))
+    };
+    present.iter().filter_map(of).collect()
 }
 
 impl Plan {
