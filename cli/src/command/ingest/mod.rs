@@ -38,7 +38,7 @@ use anyhow::{Context as _, anyhow};
 use forebay_client::ProducerConfig;
 use forebay_runtime::admin_http::{self, Readiness};
 use forebay_runtime::metrics::Metrics;
-use forebay_runtime::tasks::shutdown_signal;
+use forebay_runtime::tasks::{Tasks, shutdown_signal};
 use tokio::net::TcpListener;
 
 use self::checkpoint::{Checkpoint, CheckpointFile};
@@ -88,8 +88,9 @@ pub async fn run(args: IngestArgs, servers: &[String]) -> anyhow::Result<()> {
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
     }
+    let tasks = Tasks::new("ingest");
     let metrics = match args.metrics_listen {
-        Some(address) => Some(serve_metrics(address).await?),
+        Some(address) => Some(serve_metrics(address, &tasks).await?),
         None => None,
     };
     let config = ProducerConfig {
@@ -120,6 +121,8 @@ pub async fn run(args: IngestArgs, servers: &[String]) -> anyhow::Result<()> {
         }
     };
     let shipped = Box::pin(shipper.run(stopped)).await;
+    tasks.cancel();
+    tasks.wait().await;
     report(&args, shipped, producer.retries().count)
 }
 
@@ -170,16 +173,16 @@ async fn add_inputs(
     Ok(())
 }
 
-async fn serve_metrics(address: std::net::SocketAddr) -> anyhow::Result<IngestMetrics> {
+async fn serve_metrics(address: std::net::SocketAddr, tasks: &Tasks) -> anyhow::Result<IngestMetrics> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("--metrics-listen: cannot listen on {address}"))?;
     let metrics = Metrics::new();
     let shown = IngestMetrics::new(&metrics);
     eprintln!("metrics on http://{}/metrics", listener.local_addr()?);
-    // Ends with the process.
-    tokio::spawn(async move {
-        let served = admin_http::serve(listener, metrics, Readiness::new(), std::future::pending()).await;
+    let ended = tasks.token().cancelled_owned();
+    tasks.spawn("metrics", async move {
+        let served = admin_http::serve(listener, metrics, Readiness::new(), ended).await;
         if let Err(error) = served {
             tracing::warn!(%error, "metrics are not served any more");
         }
