@@ -1,6 +1,7 @@
 //! `ingest`: a log file through the product's own shipper, beside the bare loop, in turns.
 //!
-//! Each round runs the bare loop over as many bytes as the file has, then `forebay ingest` of the
+//! Each round runs the bare loop over as many bytes as the file has, in commits as large as the
+//! product's largest, then `forebay ingest` of the
 //! file against a standalone, without compression and with zstd. Both are the real programs; the
 //! time of the shipper is that of its process, from start to exit. The file is in the page cache
 //! from the start: what is measured is the shipper and the log, not the reading of a cold disk.
@@ -25,8 +26,10 @@ use crate::process::{Leave, Process, cpu_between, usage_by_role};
 use crate::produce::deploy::Deployment;
 use report::Report;
 
-/// Bytes of the bare loop's commits.
-const COMMIT_BYTES: usize = 256 << 10;
+/// Bytes of the bare loop's commits: as many as a storage node commits at once at most
+/// (`storage.commit_bytes_max`). With smaller ones the loop waits for flushes that the product, which
+/// commits together what came during the last one, does not make, and would be no ceiling.
+const COMMIT_BYTES: usize = 4 << 20;
 const RUN_MAX: Duration = Duration::from_secs(600);
 const WARM_UP_BYTES: u64 = 32 << 20;
 

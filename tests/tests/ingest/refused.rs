@@ -212,7 +212,7 @@ fn a_damaged_checkpoint_is_refused() {
     bench.ingested(&["app.log", "--checkpoint", "c"]);
     let good = std::fs::read_to_string(bench.path("c")).unwrap();
     for (bytes, wanted) in [
-        (good.replacen("\"line\": 10", "\"line\": 11", 1), "checksum"),
+        (good.replacen("\"line\":10", "\"line\":11", 1), "checksum"),
         (good[..good.len() / 2].to_owned(), "bytes follow its first line"),
         (good.replacen("checkpoint 1 ", "checkpoint 9 ", 1), "version 9"),
         (String::new(), "does not begin with"),

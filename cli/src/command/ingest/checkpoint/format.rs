@@ -3,7 +3,7 @@
 //! | line | content                                                                  |
 //! |------|--------------------------------------------------------------------------|
 //! | 1    | `forebay-ingest-checkpoint 1 <checksum> <bytes>`: magic, version, CRC-32C of what follows the line feed in eight hex digits, and how many bytes follow |
-//! | 2…   | JSON of [`Checkpoint`], for people too; unknown fields are refused       |
+//! | 2…   | JSON of [`Checkpoint`], an input on each line; unknown fields are refused |
 //!
 //! A file that was cut, changed or is of another version is refused as a whole: going on from a
 //! wrong place would lose or repeat lines without a word.
@@ -22,6 +22,8 @@ use crate::command::ingest::source::{FileId, Fingerprint};
 
 const MAGIC: &str = "forebay-ingest-checkpoint";
 const VERSION: u32 = 1;
+/// About what an input takes.
+const ENTRY_BYTES: usize = 640;
 /// More than ten thousand inputs take; a file beyond it is not read.
 pub const BYTES_MAX: u64 = 256 << 20;
 
@@ -132,12 +134,22 @@ pub enum FormatError {
 }
 
 impl Checkpoint {
-    /// The bytes of the file.
-    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let mut body = serde_json::to_vec_pretty(self)?;
-        body.push(b'\n');
+    /// The first line of the file, and what follows it: one input a line.
+    pub fn encode(&self) -> Result<(String, Vec<u8>), serde_json::Error> {
+        let text = |text: &str| serde_json::to_string(text);
+        let (cluster, topic, id) = (text(&self.cluster)?, text(&self.topic)?, text(&self.topic_id)?);
+        let mut body = Vec::with_capacity(ENTRY_BYTES * (self.inputs.len() + 1));
+        body.extend_from_slice(
+            format!("{{\"cluster\":{cluster},\n\"topic\":{topic},\n\"topic_id\":{id},\n\"inputs\":[")
+                .as_bytes(),
+        );
+        for (at, entry) in self.inputs.iter().enumerate() {
+            body.extend_from_slice(if at == 0 { b"\n" } else { b",\n" });
+            serde_json::to_writer(&mut body, entry)?;
+        }
+        body.extend_from_slice(b"\n]}\n");
         let head = format!("{MAGIC} {VERSION} {:08x} {}\n", crc32c(&body), body.len());
-        Ok([head.into_bytes(), body].concat())
+        Ok((head, body))
     }
 
     /// Reads the bytes of a file.

@@ -45,18 +45,23 @@ fn checkpoint() -> Checkpoint {
     }
 }
 
+fn bytes_of(checkpoint: &Checkpoint) -> Vec<u8> {
+    let (head, body) = checkpoint.encode().unwrap();
+    [head.into_bytes(), body].concat()
+}
+
 /// The bytes of version 1, which later programs must read.
 #[test]
 fn the_golden_file_is_what_is_written_and_read() {
     let golden = include_str!("golden-1.txt");
-    let written = String::from_utf8(checkpoint().encode().unwrap()).unwrap();
+    let written = String::from_utf8(bytes_of(&checkpoint())).unwrap();
     assert_eq!(written, golden);
     assert_eq!(Checkpoint::decode(golden.as_bytes()).unwrap(), checkpoint());
 }
 
 #[test]
 fn each_kind_of_damage_is_refused_by_name() {
-    let good = checkpoint().encode().unwrap();
+    let good = bytes_of(&checkpoint());
     let text = String::from_utf8(good.clone()).unwrap();
     let resealed = |from: &str, to: &str| {
         let (_, body) = text.split_once('\n').unwrap();
@@ -71,12 +76,12 @@ fn each_kind_of_damage_is_refused_by_name() {
         (text.replacen("5000", "5001", 1), "checksum"),
         (resealed("\"position\"", "\"positron\""), "positron"),
         (
-            resealed("\"partitions\": [\n        3\n      ]", "\"partitions\": []"),
+            resealed("\"partitions\":[3]", "\"partitions\":[]"),
             "do not go together",
         ),
         (resealed("6000", "4000"), "not in order"),
         (
-            resealed("\"producer_epoch\": 0", "\"producer_epoch\": -1"),
+            resealed("\"producer_epoch\":0", "\"producer_epoch\":-1"),
             "negative",
         ),
     ];
@@ -90,7 +95,7 @@ fn each_kind_of_damage_is_refused_by_name() {
 fn a_path_that_is_no_text_comes_back() {
     let mut odd = checkpoint();
     odd.inputs[0].path = PathBuf::from(OsString::from_vec(b"/log/\xff\xfe".to_vec()));
-    assert_eq!(Checkpoint::decode(&odd.encode().unwrap()).unwrap(), odd);
+    assert_eq!(Checkpoint::decode(&bytes_of(&odd)).unwrap(), odd);
 }
 
 proptest! {
@@ -113,12 +118,12 @@ proptest! {
         one.settled = settled;
         one.skipping = skipping;
         let written = Checkpoint { inputs: vec![one, entry()], ..checkpoint() };
-        prop_assert_eq!(Checkpoint::decode(&written.encode().unwrap()).unwrap(), written);
+        prop_assert_eq!(Checkpoint::decode(&bytes_of(&written)).unwrap(), written);
     }
 
     #[test]
     fn one_changed_byte_is_noticed(at: prop::sample::Index, bit in 0..8_u32) {
-        let mut bytes = checkpoint().encode().unwrap();
+        let mut bytes = bytes_of(&checkpoint());
         let at = at.index(bytes.len());
         bytes[at] ^= 1 << bit;
         // The case of a hex digit means nothing.

@@ -59,10 +59,11 @@ impl CheckpointFile {
 
     /// Replaces what is in it; durable once this returns. Blocks.
     pub fn write(&self, checkpoint: &Checkpoint) -> io::Result<()> {
-        let bytes = checkpoint.encode()?;
+        let (head, body) = checkpoint.encode()?;
         let new = beside(&self.path, ".new");
         let mut file = File::create(&new)?;
-        file.write_all(&bytes)?;
+        file.write_all(head.as_bytes())?;
+        file.write_all(&body)?;
         file.sync_all()?;
         std::fs::rename(&new, &self.path)?;
         let folder = self.path.parent().unwrap_or(Path::new("/"));
