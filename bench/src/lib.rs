@@ -1,12 +1,14 @@
 //! Programs that measure Forebay, and the baselines that it is measured against.
 //!
 //! [`disk_loop`] is the ceiling of one disk, [`pipe`] the least that a replicated write costs, and
-//! [`produce`] runs both beside the product, in turns, and compares them round by round. [`budget`]
-//! watches the disks of a cluster that offloads.
+//! [`produce`] runs both beside the product, in turns, and compares them round by round; [`ingest`]
+//! does so with the product's log shipper and the bare loop. [`budget`] watches the disks of a cluster
+//! that offloads.
 
 pub mod budget;
 mod disk;
 pub mod disk_loop;
+pub mod ingest;
 pub mod measure;
 pub mod pack;
 pub mod pipe;

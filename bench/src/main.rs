@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use forebay_bench::budget::{Budget, Check, Trickle};
 use forebay_bench::disk_loop::{DiskLoop, Until};
+use forebay_bench::ingest::Ingest;
 use forebay_bench::measure::{Counts, Measurement};
 use forebay_bench::pack::Load;
 use forebay_bench::pipe::{Broker, Client, Node, Pipe, Proxy};
@@ -36,6 +37,8 @@ enum Verb {
     Produce(Produce),
     /// A cluster with small disks while far more than its disks passes.
     Budget(Budget),
+    /// A log file through `forebay ingest`, beside the bare loop, in turns.
+    Ingest(Ingest),
     /// One thread that writes and flushes a recycled file.
     DiskLoop(DiskLoopArguments),
     /// Client, proxy, broker and three nodes that only move, check and sync bytes.
@@ -107,6 +110,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Produce(produce) => produce.run(),
         Verb::Budget(budget) => budget.run(),
+        Verb::Ingest(ingest) => ingest.run(),
         Verb::DiskLoop(arguments) => disk_loop(&arguments),
         Verb::Pipe(arguments) => pipe(&arguments),
         Verb::Role(Role::Node(node)) => node.run(),

@@ -164,6 +164,32 @@ impl Process {
             .with_context(|| format!("cannot reset the memory peak of {}", self.name))
     }
 
+    /// Waits until the child ends well; gives what it used in all and what it said. The most memory
+    /// is what was seen last before its end, which is looked at every few milliseconds.
+    ///
+    /// # Errors
+    /// Where it fails or takes too long.
+    pub fn await_end(mut self, within: Duration) -> anyhow::Result<(Usage, String)> {
+        let deadline = Instant::now() + within;
+        let mut used = Usage::default();
+        // Not waited for yet, a child that ended still shows its CPU time, and no memory.
+        while let Ok(now) = self.usage() {
+            used = now;
+            if Instant::now() > deadline {
+                bail!("{} did not end within {within:?}", self.name);
+            }
+            std::thread::sleep(POLL);
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
+        used.cpu = cpu_of_stat(&stat).with_context(|| format!("{} left no CPU time", self.name))?;
+        let status = self.child.wait()?;
+        let said: Vec<_> = self.lines.iter().collect();
+        if !status.success() {
+            bail!("{} ended with {status}", self.name);
+        }
+        Ok((used, said.join("\n")))
+    }
+
     /// Asks the child to leave and waits for it; kills it where it takes too long.
     ///
     /// # Errors
@@ -304,6 +330,21 @@ mod tests {
         assert!(child.usage().unwrap().rss_peak > 0);
         child.check().unwrap();
         child.stop().unwrap();
+    }
+
+    #[test]
+    fn what_a_child_used_and_said_is_known_after_its_end() {
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "echo one; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; echo two",
+        ]);
+        let child = Process::spawn("sh", command, Leave::Terminate, None).unwrap();
+        let (used, said) = child.await_end(DEADLINE).unwrap();
+        assert_eq!(said, "one\ntwo");
+        assert!(used.cpu > Duration::ZERO && used.rss_peak > 0, "{used:?}");
+        let child = Process::spawn("false", Command::new("false"), Leave::Terminate, None).unwrap();
+        assert!(child.await_end(DEADLINE).is_err());
     }
 
     #[test]

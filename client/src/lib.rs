@@ -53,10 +53,12 @@ pub use forebay_proto::v1::{
     TopicSetting, TopicSummary,
 };
 pub use forebay_record::Offset;
-pub use forebay_record::batch::{BatchError, BuildError, Codec as Compression, OwnedHeaders};
+pub use forebay_record::ProducerId;
+pub use forebay_record::batch::{BatchError, BuildError, Codec as Compression, OwnedHeaders, ProducerStamp};
 pub use link::{ConnectError, Tried};
 pub use offsets::{FoundOffset, OffsetsError, StartPosition};
 pub use producer::{
-    Acks, CloseError, Delivery, DeliveryError, FlushError, Partitioner, Producer, ProducerConfig,
-    ProducerError, ProducerRecord, RecordMetadata, SendError, TopicProducer,
+    Acks, CloseError, Delivery, DeliveryError, FlushError, PartitionWriter, Partitioner, Producer,
+    ProducerConfig, ProducerError, ProducerRecord, RecordMetadata, Retries, SendError, Space, TopicProducer,
+    WriteError,
 };

@@ -15,13 +15,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use forebay_client::{
     Acks, Client, ClientConfig, Compression, ConsumeError, ConsumerConfig, DeliveryError, ErrorCode, Offset,
-    OnOutOfRange, Producer, ProducerConfig, ProducerRecord, SendError, StartPosition,
+    OnOutOfRange, Producer, ProducerConfig, ProducerRecord, ProducerStamp, SendError, StartPosition,
+    WriteError,
 };
 use forebay_proto::error::Failure;
 use forebay_proto::v1;
 use forebay_proto::v1::data_server::{Data, DataServer};
 use forebay_record::Epoch;
-use forebay_record::batch::{Header, Limits, stamp_in_place, validate};
+use forebay_record::batch::{Builder, Codec, Header, Limits, sequence_after, stamp_in_place, validate};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -776,4 +777,99 @@ async fn a_client_takes_the_endpoint_that_answers() {
         .unwrap();
     let metadata = client.admin().metadata(&["t"]).await.unwrap();
     assert_eq!(metadata.topics[0].partitions, PARTITIONS);
+}
+
+/// A ready batch of these numbers as records.
+fn ready(numbers: std::ops::Range<u32>, stamp: Option<ProducerStamp>) -> Bytes {
+    let mut builder = Builder::new(Codec::None, 1024);
+    for number in numbers {
+        let none: [(&str, Option<&[u8]>); 0] = [];
+        builder
+            .append(1, None, Some(&number.to_be_bytes()), &none)
+            .unwrap();
+    }
+    builder.finish(stamp).unwrap()
+}
+
+/// The story: a program is killed after its batches were written and before it noted that; a second
+/// run sends them once more under the same numbers, through a connection that breaks in between.
+#[tokio::test]
+async fn ready_batches_sent_again_by_another_run_are_written_once() {
+    let (server, address) = Server::start().await;
+    let client = connect(address).await;
+    let stamp = {
+        let producer = client.producer(small()).await.unwrap();
+        producer.new_producer_id().await.unwrap()
+    };
+    for (run, end) in [(0, 20), (1, 40)] {
+        let producer = client.producer(small()).await.unwrap();
+        let writer = producer.partition_writer("t", 1).await.unwrap();
+        if run == 1 {
+            server.fail([Fault::Lose, Fault::Refuse(ErrorCode::NotOwner)]);
+        }
+        let mut deliveries = Vec::new();
+        for at in (0..end).step_by(4) {
+            let sequence = sequence_after(stamp.sequence, at as i32);
+            let batch = ready(at..at + 4, Some(ProducerStamp { sequence, ..stamp }));
+            let space = writer.reserve(batch.len()).await.unwrap();
+            deliveries.push((at, writer.write(batch, space).unwrap()));
+        }
+        for (at, delivery) in deliveries {
+            assert_eq!(
+                delivery.await.unwrap().offset,
+                Some(Offset(at.into())),
+                "run {run}"
+            );
+        }
+        assert_eq!(producer.retries().count > 0, run == 1);
+        assert_eq!(producer.retries().last, None);
+    }
+    assert_eq!(values(&client, 1).await, (0..40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_is_no_numbered_batch_is_not_taken_and_a_refusal_closes_the_writer() {
+    let (server, address) = Server::start().await;
+    let client = connect(address).await;
+    let producer = client.producer(small()).await.unwrap();
+    let missing = producer.partition_writer("t", PARTITIONS).await.unwrap_err();
+    assert!(
+        matches!(missing, WriteError::Send(SendError::UnknownPartition { .. })),
+        "{missing}"
+    );
+    let unnumbered = ProducerConfig {
+        idempotent: false,
+        ..small()
+    };
+    let unnumbered = client.producer(unnumbered).await.unwrap();
+    let refused = unnumbered.partition_writer("t", 0).await.unwrap_err();
+    assert_eq!(refused, WriteError::NotIdempotent);
+
+    let stamp = producer.new_producer_id().await.unwrap();
+    let writer = producer.partition_writer("t", 0).await.unwrap();
+    let too_much = writer.reserve(usize::MAX).await.unwrap_err();
+    assert!(
+        matches!(too_much, WriteError::Send(SendError::RecordTooLarge { .. })),
+        "{too_much}"
+    );
+    let good = ready(0..4, Some(stamp));
+    let longer = Bytes::from([good.as_ref(), b"x"].concat());
+    for (batch, wanted) in [
+        (Bytes::from_static(b"nonsense"), "not a batch"),
+        (longer, "bytes given"),
+        (ready(0..4, None), "without producer id"),
+    ] {
+        let space = writer.reserve(1024).await.unwrap();
+        let error = writer.write(batch, space).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+
+    server.fail([Fault::Refuse(ErrorCode::InvalidBatch)]);
+    let space = writer.reserve(1024).await.unwrap();
+    let refused = writer.write(good.clone(), space).unwrap().await.unwrap_err();
+    assert!(matches!(refused, DeliveryError::Refused { .. }), "{refused}");
+    let space = writer.reserve(1024).await.unwrap();
+    let closed = writer.write(good, space).unwrap_err();
+    assert_eq!(closed, WriteError::Send(SendError::Closed));
+    assert!(values(&client, 0).await.is_empty());
 }

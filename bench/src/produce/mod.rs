@@ -12,7 +12,7 @@
 pub(crate) mod deploy;
 mod load;
 mod product;
-mod report;
+pub(crate) mod report;
 pub(crate) mod scrape;
 mod subject;
 mod table;

@@ -40,6 +40,17 @@ pub struct Machine {
     pub kernel: String,
 }
 
+impl Machine {
+    /// This one.
+    pub fn here() -> anyhow::Result<Self> {
+        let cpus = std::thread::available_parallelism()?.get();
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?
+            .trim()
+            .to_owned();
+        Ok(Self { cpus, kernel })
+    }
+}
+
 /// One batch size and number of partitions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
@@ -147,13 +158,8 @@ impl Goal {
 impl Report {
     /// Nothing measured yet.
     pub fn new(rounds: usize, bytes: u64) -> anyhow::Result<Self> {
-        let cpus = std::thread::available_parallelism()?.get();
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?
-            .trim()
-            .to_owned();
-        let machine = Machine { cpus, kernel };
         Ok(Self {
-            machine,
+            machine: Machine::here()?,
             rounds,
             bytes,
             notes: Vec::new(),

@@ -1,12 +1,14 @@
 //! The command line: one file per verb.
 //!
-//! Exit codes: 0 for done, 1 for an error, 2 for a command line that cannot be carried out.
+//! Exit codes: 0 for done, 1 for an error, 2 for a command line that cannot be carried out,
+//! 130 for a stop before everything was done.
 //! Results go to standard output, everything else to standard error.
 
 mod cluster;
 mod completion;
 mod config;
 mod consume;
+mod ingest;
 mod lifetime;
 mod produce;
 mod quickstart;
@@ -27,6 +29,11 @@ use crate::output::ReaderGone;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub String);
+
+/// A stop that came before everything was done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Interrupted(pub String);
 
 /// Messaging with compute and storage apart: a durable log that clients reach through proxies
 #[derive(Debug, Parser)]
@@ -74,6 +81,8 @@ enum Command {
     Topic(topic::TopicCommand),
     /// Send lines from standard input to a topic, each as one record
     Produce(produce::ProduceArgs),
+    /// Send files, or what is added to them, to a topic: each line as one record
+    Ingest(ingest::IngestArgs),
     /// Print the values of a topic's records, one a line
     Consume(consume::ConsumeArgs),
     /// Look at the cluster
@@ -100,6 +109,8 @@ pub async fn run(cli: Cli) -> ExitCode {
     eprintln!("forebay: {error:#}");
     if error.is::<Usage>() {
         ExitCode::from(2)
+    } else if error.is::<Interrupted>() {
+        ExitCode::from(130)
     } else {
         ExitCode::FAILURE
     }
@@ -122,6 +133,7 @@ impl Cli {
             Command::Serve(args) => Box::pin(serve::run(args, log_level)).await,
             Command::Topic(command) => Box::pin(command.run(&servers)).await,
             Command::Produce(args) => Box::pin(produce::run(args, &servers)).await,
+            Command::Ingest(args) => Box::pin(ingest::run(args, &servers)).await,
             Command::Consume(args) => Box::pin(consume::run(args, &servers)).await,
             Command::Cluster(command) => Box::pin(command.run(&servers)).await,
             Command::Config(command) => command.run(log_level),

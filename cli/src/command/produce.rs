@@ -71,7 +71,8 @@ pub enum Level {
 }
 
 impl Codec {
-    const fn compression(self) -> Compression {
+    /// As the client names it.
+    pub const fn compression(self) -> Compression {
         match self {
             Self::None => Compression::None,
             Self::Gzip => Compression::Gzip,

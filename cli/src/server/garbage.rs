@@ -11,23 +11,17 @@ use forebay_tier::{Collector, GcOptions, Round};
 
 use super::process::Process;
 
-/// From the end of a round to the next.
-const PAUSE_MAX: Duration = Duration::from_secs(600);
-const PAUSE_MIN: Duration = Duration::from_secs(5);
-
-/// Starts the rounds, which end with the process.
+/// Starts the rounds, which end with the process; `interval` lies between two of them.
 pub(super) fn start(
     process: &Process,
     mut collector: Collector,
-    options: &GcOptions,
+    interval: Duration,
     controller: &Controller,
 ) {
     let mut status = controller.subscribe();
     let clock = Arc::clone(&process.clock);
     let tasks = process.tasks.group("garbage");
     let stop = tasks.token();
-    // What is garbage now is looked at again soon after its grace.
-    let pause = (options.grace / 4).clamp(PAUSE_MIN, PAUSE_MAX);
     tasks.spawn("garbage", async move {
         loop {
             tokio::select! {
@@ -36,7 +30,7 @@ pub(super) fn start(
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = clock.sleep(pause) => {}
+                () = clock.sleep(interval) => {}
             }
             tokio::select! {
                 () = stop.cancelled() => return,

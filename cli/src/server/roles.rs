@@ -117,11 +117,16 @@ pub(super) async fn start_with(
             objects.bucket.clone(),
             Arc::clone(&site.store),
             site.cluster.id.clone(),
-            options.clone(),
+            options,
             Arc::clone(&process.clock),
             &process.metrics,
         );
-        garbage::start(&process, collector, &options, controller);
+        garbage::start(
+            &process,
+            collector,
+            config.object_store.gc_interval.get(),
+            controller,
+        );
     }
 
     let mut routes = RoutesBuilder::default();

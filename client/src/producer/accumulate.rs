@@ -226,6 +226,11 @@ impl Accumulator {
         })
     }
 
+    /// Takes over a batch that was built elsewhere.
+    pub(crate) fn push(&mut self, batch: Sealed) {
+        self.sealed.push_back(batch);
+    }
+
     /// The oldest sealed batch.
     pub(crate) fn pop(&mut self) -> Option<Sealed> {
         self.sealed.pop_front()

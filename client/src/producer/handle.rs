@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use forebay_proto::v1::{self, ErrorCode};
-use forebay_record::batch::{BuildError, Codec};
+use forebay_record::batch::{BuildError, Codec, ProducerStamp};
 use parking_lot::MutexGuard;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -22,7 +22,8 @@ use super::partition::{Choice, choose};
 use super::record::ProducerRecord;
 use super::sender::{Sender, init_producer};
 use super::settlement::{Delivery, FlushError};
-use super::shared::{Facts, Partition, Shared, TOPICS_MAX, Topic};
+use super::shared::{Facts, Partition, Retries, Shared, TOPICS_MAX, Topic};
+use super::writer::{PartitionWriter, WriteError};
 use crate::admin::metadata;
 use crate::backoff::Spread;
 use crate::config::ConfigError;
@@ -197,6 +198,38 @@ impl Producer {
             inner: self.inner.clone(),
             topic,
         })
+    }
+
+    /// A handle to one partition that takes batches which are built and numbered already; see
+    /// [`PartitionWriter`]. Its place in the producer stays taken when it is dropped: make few, and
+    /// use them again.
+    ///
+    /// # Errors
+    /// The topic cannot be looked up or has no such partition, or the producer is not idempotent.
+    pub async fn partition_writer(&self, topic: &str, partition: u32) -> Result<PartitionWriter, WriteError> {
+        if !self.inner.shared.config.is_idempotent() {
+            return Err(WriteError::NotIdempotent);
+        }
+        let topic = self.inner.topic(topic).await?;
+        if partition >= topic.count.get() {
+            return Err(missing(&topic, partition).into());
+        }
+        Ok(PartitionWriter::new(self.inner.shared.clone(), &topic, partition))
+    }
+
+    /// A new producer id, for batches that are numbered without this producer's help. Asks until
+    /// there is an answer, at most for the client's retry timeout.
+    ///
+    /// # Errors
+    /// What the service says.
+    pub async fn new_producer_id(&self) -> Result<ProducerStamp, Refusal> {
+        Ok(init_producer(&self.inner.link).await?.stamp(0))
+    }
+
+    /// What did not work so far and was, or is, tried again.
+    #[must_use]
+    pub fn retries(&self) -> Retries {
+        self.inner.shared.retries.lock().clone()
     }
 
     /// Sends what is gathered and waits until all that was taken before is settled.

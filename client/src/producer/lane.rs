@@ -11,6 +11,9 @@
 //! service forgot or fenced the producer, or a batch of unknown outcome was given up), the lane
 //! takes a new producer id; batches that may have been applied cannot be repeated under it and
 //! are settled as unknown, the others are numbered afresh from 0.
+//!
+//! A lane of batches that were numbered by whoever built them never numbers anything itself. Once
+//! one of them is not delivered, its successors would leave a gap: all of them are refused with it.
 
 use std::collections::VecDeque;
 
@@ -85,6 +88,8 @@ enum Numbering {
     By(Identity),
     /// The identity is spent; waits for another.
     Spent(Identity),
+    /// Batches come with their numbers.
+    Given,
 }
 
 /// The unanswered batches of one partition.
@@ -102,6 +107,8 @@ pub(crate) struct Lane<B> {
     not_before: Option<Instant>,
     failures: u32,
     renumbered: bool,
+    /// Why nothing is sent any more; only of batches with given numbers.
+    broken: Option<Refusal>,
 }
 
 impl<B> Lane<B> {
@@ -122,7 +129,20 @@ impl<B> Lane<B> {
             not_before: None,
             failures: 0,
             renumbered: false,
+            broken: None,
         }
+    }
+
+    /// A lane of batches that were numbered by whoever built them.
+    pub(crate) const fn given(window: usize, backoff: Backoff) -> Self {
+        let mut lane = Self::new(window, backoff, None);
+        lane.numbering = Numbering::Given;
+        lane
+    }
+
+    /// Why nothing is sent any more, where that is so.
+    pub(crate) const fn broken(&self) -> Option<&Refusal> {
+        self.broken.as_ref()
     }
 
     /// Whether another batch may be pushed.
@@ -130,17 +150,19 @@ impl<B> Lane<B> {
         self.entries.len() < self.window
     }
 
-    /// Takes over a batch of that many records.
-    pub(crate) fn push(&mut self, batch: B, records: i32, deadline: Instant) {
+    /// Takes over a batch of that many records. `stamp` is what it carries; it counts in a lane of
+    /// given numbers only.
+    pub(crate) fn push(&mut self, batch: B, records: i32, deadline: Instant, stamp: Option<ProducerStamp>) {
         let serial = self.next_serial;
         self.next_serial += 1;
+        let given = self.numbering == Numbering::Given;
         self.entries.push_back(Entry {
             serial,
             batch,
             records,
             deadline,
             under_way: false,
-            stamp: None,
+            stamp: stamp.filter(|_| given),
             tainted: false,
             renewals: 0,
             last: None,
@@ -150,11 +172,11 @@ impl<B> Lane<B> {
     /// The next batch to send, if one may be sent now. It counts as under way from here on.
     pub(crate) fn transmit(&mut self, now: Instant) -> Option<Transmit<'_, B>> {
         let identity = match self.numbering {
-            Numbering::Off => None,
+            Numbering::Off | Numbering::Given => None,
             Numbering::By(identity) => Some(identity),
             Numbering::Spent(_) => return None,
         };
-        if self.halt.is_some() || self.not_before.is_some_and(|at| at > now) {
+        if self.broken.is_some() || self.halt.is_some() || self.not_before.is_some_and(|at| at > now) {
             return None;
         }
         let entry = self.entries.iter_mut().find(|entry| !entry.under_way)?;
@@ -240,6 +262,9 @@ impl<B> Lane<B> {
                 if entry.tainted {
                     return Some(Verdict::Unknown(refusal));
                 }
+                if self.numbering == Numbering::Given {
+                    return Some(Verdict::Refused(refusal));
+                }
                 if entry.renewals == RENEWALS_MAX {
                     self.halt.get_or_insert_default().renew = true;
                     return Some(Verdict::Refused(refusal));
@@ -281,7 +306,12 @@ impl<B> Lane<B> {
         let Some(entry) = self.entries.remove(place) else {
             return;
         };
-        if let Some(stamp) = entry.stamp
+        if self.numbering == Numbering::Given
+            && let Verdict::Refused(refusal) | Verdict::Unknown(refusal) = &verdict
+        {
+            self.halt.get_or_insert_default();
+            self.broken.get_or_insert_with(|| refusal.clone());
+        } else if let Some(stamp) = entry.stamp
             && !matches!(verdict, Verdict::Delivered { .. })
         {
             let halt = self.halt.get_or_insert_default();
@@ -303,6 +333,19 @@ impl<B> Lane<B> {
             return;
         }
         let Some(halt) = self.halt.take() else { return };
+        if let Some(refusal) = &self.broken {
+            for entry in std::mem::take(&mut self.entries) {
+                let verdict = match entry.last {
+                    Some(last) if entry.tainted => Verdict::Unknown(last),
+                    _ => Verdict::Refused(refusal.clone()),
+                };
+                settled.push(Settled {
+                    batch: entry.batch,
+                    verdict,
+                });
+            }
+            return;
+        }
         let Numbering::By(identity) = self.numbering else {
             return;
         };
@@ -340,7 +383,7 @@ impl<B> Lane<B> {
     pub(crate) const fn spent(&self) -> Option<Identity> {
         match self.numbering {
             Numbering::Spent(identity) => Some(identity),
-            Numbering::Off | Numbering::By(_) => None,
+            Numbering::Off | Numbering::By(_) | Numbering::Given => None,
         }
     }
 

@@ -33,7 +33,7 @@ fn refusal(code: ErrorCode) -> Refusal {
 /// A lane with that many batches of two records, all sent.
 fn sent(lane: &mut Lane<u32>, batches: u32, now: Instant) -> Vec<(u64, Option<i32>)> {
     for batch in 0..batches {
-        lane.push(batch, 2, now + FAR);
+        lane.push(batch, 2, now + FAR, None);
     }
     std::iter::from_fn(|| {
         lane.transmit(now)
@@ -65,7 +65,7 @@ async fn later_batches_wait_for_a_retried_one_and_keep_their_numbers() {
         [(0, Some(0)), (1, Some(2)), (2, Some(4))]
     );
     assert!(answer(&mut lane, 0, Err(refusal(ErrorCode::NotOwner)), now).is_empty());
-    lane.push(3, 2, now + FAR);
+    lane.push(3, 2, now + FAR, None);
     assert!(
         lane.transmit(now + FAR).is_none(),
         "two requests are still under way"
@@ -150,7 +150,7 @@ async fn a_batch_of_unknown_outcome_behind_a_refused_one_does_not_move_up() {
 async fn a_producer_that_is_always_refused_gives_up() {
     let mut now = Instant::now();
     let mut lane = Lane::new(5, BACKOFF, Some(identity(0)));
-    lane.push(0, 1, now + FAR);
+    lane.push(0, 1, now + FAR, None);
     for id in 1..=u64::from(RENEWALS_MAX) {
         let serial = lane.transmit(now).unwrap().serial;
         assert!(answer(&mut lane, serial, Err(refusal(ErrorCode::FencedProducer)), now).is_empty());
@@ -272,6 +272,7 @@ impl Sim {
                     self.records.len() as u32,
                     records,
                     self.now + Duration::from_millis(300),
+                    None,
                 );
                 self.records.push(records);
             }
@@ -393,6 +394,70 @@ impl Sim {
                 }
             }
         }
+    }
+}
+
+/// A lane of batches that bring their numbers, all sent.
+fn given(batches: i32, now: Instant) -> (Lane<u32>, Vec<(u64, Option<i32>)>) {
+    let mut lane = Lane::given(5, BACKOFF);
+    for batch in 0..batches {
+        let stamp = identity(7).stamp(100 + 2 * batch);
+        lane.push(batch.unsigned_abs(), 2, now + FAR, Some(stamp));
+    }
+    let sent = sent(&mut lane, 0, now);
+    (lane, sent)
+}
+
+#[tokio::test(start_paused = true)]
+async fn given_numbers_are_kept_through_retries_and_repetitions_count_as_delivered() {
+    let now = Instant::now();
+    let (mut lane, first) = given(3, now);
+    assert_eq!(first, [(0, Some(100)), (1, Some(102)), (2, Some(104))]);
+    for (serial, code) in [
+        (0, ErrorCode::OutcomeUnknown),
+        (1, ErrorCode::OutOfOrderSequence),
+        (2, ErrorCode::OutOfOrderSequence),
+    ] {
+        assert!(answer(&mut lane, serial, Err(refusal(code)), now).is_empty());
+    }
+    let later = lane.timer(now).unwrap();
+    assert_eq!(sent(&mut lane, 0, later), first);
+    let delivered = |base_offset| Verdict::Delivered { base_offset };
+    let repeated = Err(refusal(ErrorCode::DuplicateSequence));
+    assert_eq!(answer(&mut lane, 0, repeated, later), [(0, delivered(None))]);
+    assert_eq!(
+        answer(&mut lane, 1, Ok(Some(8)), later),
+        [(1, delivered(Some(8)))]
+    );
+    assert!(lane.broken().is_none() && lane.spent().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_follows_a_given_batch_that_was_refused() {
+    let now = Instant::now();
+    for code in [
+        ErrorCode::UnknownTopic,
+        ErrorCode::OutOfOrderSequence,
+        ErrorCode::UnknownProducer,
+    ] {
+        let (mut lane, _) = given(3, now);
+        lane.push(3, 2, now + FAR, Some(identity(7).stamp(106)));
+        let first = answer(&mut lane, 0, Err(refusal(code)), now);
+        assert_eq!(first, [(0, Verdict::Refused(refusal(code)))]);
+        assert!(lane.transmit(now + FAR).is_none());
+        let lost = Err(refusal(ErrorCode::OutcomeUnknown));
+        assert!(answer(&mut lane, 1, lost, now).is_empty());
+        let rest = answer(&mut lane, 2, Err(refusal(ErrorCode::NotOwner)), now);
+        assert_eq!(
+            rest,
+            [
+                (1, Verdict::Unknown(refusal(ErrorCode::OutcomeUnknown))),
+                (2, Verdict::Refused(refusal(code))),
+                (3, Verdict::Refused(refusal(code))),
+            ]
+        );
+        assert_eq!(lane.broken(), Some(&refusal(code)));
+        assert!(lane.transmit(now + FAR).is_none() && lane.take_renumbered().is_none());
     }
 }
 

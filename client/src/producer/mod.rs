@@ -10,6 +10,8 @@
 //! 6. [`wire`]: one stream of pipelined requests.
 //! 7. [`settlement`]: answers reach those who wait for a record or flush.
 //!
+//! Whoever builds batches and numbers them without a producer's help enters at 4, by [`writer`].
+//!
 //! [`shared`] is what callers and the sender have in common, [`handle`] what users hold.
 
 mod accumulate;
@@ -23,6 +25,7 @@ mod sender;
 mod settlement;
 mod shared;
 mod wire;
+mod writer;
 
 use forebay_record::ProducerId;
 use forebay_record::batch::ProducerStamp;
@@ -31,6 +34,8 @@ pub use config::{Acks, Partitioner, ProducerConfig};
 pub use handle::{CloseError, Producer, ProducerError, SendError, TopicProducer};
 pub use record::{ProducerRecord, RecordMetadata};
 pub use settlement::{Delivery, DeliveryError, FlushError};
+pub use shared::Retries;
+pub use writer::{PartitionWriter, Space, WriteError};
 
 /// Who an idempotent producer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

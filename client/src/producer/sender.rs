@@ -26,7 +26,7 @@ use super::accumulate::Sealed;
 use super::config::Acks;
 use super::lane::{Lane, Settled, Verdict};
 use super::renumber::renumber;
-use super::shared::{Inbox, Partition, Shared};
+use super::shared::{Inbox, Numbers, Partition, Shared};
 use super::wire::{Event, Part, Stream, encode};
 use crate::backoff::Spread;
 use crate::error::Refusal;
@@ -37,6 +37,8 @@ const REQUEST_BYTES_FULL: usize = 256 << 10;
 const REQUEST_PARTS_MAX: usize = 256;
 /// Events handled before the timers and the inbox are looked at again.
 const EVENTS_AT_ONCE_MAX: usize = 64;
+/// Batches that are numbered by others are tried as long as there is a producer.
+const WITHOUT_END: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// What a server may be late with an answer before its connection is given up.
 const ANSWER_GRACE: Duration = Duration::from_secs(5);
 
@@ -153,7 +155,10 @@ impl Sender {
         self.shared.take_inbox(&mut inbox);
         let config = &self.shared.config;
         for partition in inbox.partitions.drain(..) {
-            let lane = Lane::new(config.max_in_flight, config.backoff(), partition.identity);
+            let lane = match partition.numbers {
+                Numbers::Own(identity) => Lane::new(config.max_in_flight, config.backoff(), identity),
+                Numbers::Given => Lane::given(config.max_in_flight, config.backoff()),
+            };
             self.slots.push(Slot {
                 partition,
                 lane,
@@ -291,8 +296,12 @@ impl Sender {
                 state.announced = false;
                 break;
             };
-            let (records, deadline) = (batch.records, batch.opened + self.shared.config.delivery_timeout);
-            slot.lane.push(batch, records, deadline);
+            let patience = match slot.partition.numbers {
+                Numbers::Own(_) => self.shared.config.delivery_timeout,
+                Numbers::Given => WITHOUT_END,
+            };
+            let (records, deadline, stamp) = (batch.records, batch.opened + patience, batch.stamp);
+            slot.lane.push(batch, records, deadline, stamp);
         }
         drop(state);
         self.retime(lane, now);
@@ -341,6 +350,7 @@ impl Sender {
             }
             Event::Unreachable(error) => {
                 debug!(%error, "no connection");
+                self.shared.on_setback(&error);
                 self.back_off(now);
             }
             Event::Answer(answer) => {
@@ -402,6 +412,10 @@ impl Sender {
         if let Err(refusal) = &answer {
             let (topic, partition) = (&slot.partition.topic, slot.partition.number);
             debug!(%topic, partition, serial, code = refusal.code.as_str_name(), %refusal, "batch not delivered");
+            // A repetition that was recognised is a success.
+            if refusal.code != ErrorCode::DuplicateSequence {
+                self.shared.on_setback(refusal);
+            }
         }
         slot.lane
             .on_answer(serial, answer, now, self.spread.next(), &mut self.settled);
@@ -415,6 +429,11 @@ impl Sender {
         };
         for Settled { batch, verdict } in self.settled.drain(..) {
             settle(&self.shared, &slot.partition, batch, verdict);
+        }
+        if slot.lane.broken().is_some() {
+            // What is not in the lane yet settles itself when it is dropped.
+            let dropped = slot.partition.state.lock().close();
+            drop(dropped);
         }
         if let Some(spent) = slot.lane.spent() {
             match self.shared.identity() {
@@ -531,7 +550,10 @@ fn settle(shared: &Shared, partition: &Partition, batch: Sealed, verdict: Verdic
         settlement, space, ..
     } = batch;
     match verdict {
-        Verdict::Delivered { base_offset } => settlement.delivered(base_offset.map(Offset)),
+        Verdict::Delivered { base_offset } => {
+            shared.retries.lock().last = None;
+            settlement.delivered(base_offset.map(Offset));
+        }
         Verdict::Refused(refusal) => {
             if matches!(
                 refusal.code,

@@ -26,14 +26,24 @@ const BUILDERS_KEPT_BYTES_MAX: usize = 4 << 20;
 /// Topics that one producer writes to.
 pub(crate) const TOPICS_MAX: usize = 10_000;
 
-/// One partition, as callers see it.
+/// Who numbers the batches of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// The producer, under its identity if it has one.
+    Own(Option<Identity>),
+    /// Whoever built them.
+    Given,
+}
+
+/// One partition, as callers see it. A partition has one for records, and one for each writer of
+/// ready batches.
 #[derive(Debug)]
 pub(crate) struct Partition {
     pub topic: Arc<str>,
     pub number: u32,
     /// Its place in the sender.
     pub lane: usize,
-    pub identity: Option<Identity>,
+    pub numbers: Numbers,
     cursor: Arc<Cursor>,
     /// Size at which its batches are sealed.
     batch_bytes: AtomicUsize,
@@ -43,6 +53,11 @@ pub(crate) struct Partition {
 }
 
 impl Partition {
+    /// Size at which its batches are sealed.
+    pub(crate) fn batch_bytes(&self) -> usize {
+        self.batch_bytes.load(Ordering::Relaxed)
+    }
+
     fn partitions(&self) -> NonZeroU32 {
         NonZeroU32::new(self.partitions.load(Ordering::Relaxed)).unwrap_or(NonZeroU32::MIN)
     }
@@ -112,9 +127,19 @@ pub(crate) struct Inbox {
     identity: Option<Identity>,
 }
 
+/// What did not work so far and was, or is, tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Retries {
+    /// Batches refused, and connections that were lost or not to be had.
+    pub count: u64,
+    /// What was said the last time; none where something was delivered since.
+    pub last: Option<String>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub config: ProducerConfig,
+    pub retries: Mutex<Retries>,
     pub ledger: Arc<Ledger>,
     pub memory: Arc<Semaphore>,
     pub wake: Notify,
@@ -129,6 +154,7 @@ impl Shared {
         Self {
             memory: Arc::new(Semaphore::new(config.buffer_bytes_max)),
             config,
+            retries: Mutex::default(),
             ledger: Arc::new(Ledger::default()),
             wake: Notify::new(),
             closed: AtomicBool::new(false),
@@ -204,7 +230,7 @@ impl Shared {
                     topic: name.clone(),
                     number,
                     lane: inbox.lanes,
-                    identity,
+                    numbers: Numbers::Own(identity),
                     cursor: cursor.clone(),
                     batch_bytes: AtomicUsize::new(batch_bytes),
                     partitions: AtomicU32::new(count.get()),
@@ -231,6 +257,31 @@ impl Shared {
             let _ = known.successor.set(topic.clone());
         }
         topic
+    }
+
+    /// A lane of its own in a partition, for batches that are numbered already.
+    pub(crate) fn lane(&self, topic: &Topic, number: u32) -> Arc<Partition> {
+        let mut inbox = self.inbox.lock();
+        let partition = Arc::new(Partition {
+            topic: topic.name.clone(),
+            number,
+            lane: inbox.lanes,
+            batch_bytes: AtomicUsize::new(topic.batch_bytes_max),
+            numbers: Numbers::Given,
+            cursor: topic.cursor.clone(),
+            partitions: AtomicU32::new(topic.count.get()),
+            state: Mutex::new(Accumulator::new(topic.batch_bytes_max, None)),
+        });
+        inbox.lanes += 1;
+        inbox.partitions.push(partition.clone());
+        partition
+    }
+
+    /// Notes that something is tried again.
+    pub(crate) fn on_setback(&self, why: &dyn std::fmt::Display) {
+        let mut retries = self.retries.lock();
+        retries.count += 1;
+        retries.last = Some(why.to_string());
     }
 
     /// Opens a batch in a partition that has none open.
@@ -310,7 +361,6 @@ impl Shared {
 
     /// Permits for a new batch that has at least one record of at most `most` bytes.
     pub(crate) fn batch_space(partition: &Partition, most: usize) -> usize {
-        let batch_bytes = partition.batch_bytes.load(Ordering::Relaxed);
-        batch_bytes.max(most.saturating_add(HEADER_LEN))
+        partition.batch_bytes().max(most.saturating_add(HEADER_LEN))
     }
 }

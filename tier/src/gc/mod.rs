@@ -34,7 +34,7 @@ use forebay_meta::store::{MetaStore, Range, ReadError, Revision, scan};
 use forebay_proto::stored::{BrokerRecord, PartitionRecord};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::metrics::Metrics;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 
 use self::marks::Marks;
 use self::metrics::GcMetrics;
@@ -243,7 +243,11 @@ impl Collector {
             for partition in &partitions {
                 partition.recent.iter().for_each(|run| marks.add(&run.object));
             }
-            let manifests = partitions.iter().map(|partition| self.manifest_names(partition));
+            // Boxed and collected: a stream of the closure itself could not be moved between threads.
+            let manifests: Vec<_> = partitions
+                .iter()
+                .map(|partition| self.manifest_names(partition).boxed())
+                .collect();
             let mut named = stream::iter(manifests).buffer_unordered(MANIFESTS_AT_ONCE);
             while let Some(names) = named.try_next().await? {
                 names.iter().for_each(|name| marks.add(name));
