@@ -13,8 +13,9 @@ use forebay_proto::v1::broker_server::Broker;
 use forebay_proto::v1::storage_node_client::StorageNodeClient;
 use forebay_proto::v1::storage_node_server::StorageNode;
 use forebay_proto::v1::{
-    DescribePartitionsRequest, DescribePartitionsResponse, InitProducerRequest, InitProducerResponse,
-    LocateRequest, LocateResponse, PingRequest, PingResponse, StorageNodeStatus, StorageNodeStatusRequest,
+    DescribePartitionsRequest, DescribePartitionsResponse, HoldsRequest, HoldsResponse, InitProducerRequest,
+    InitProducerResponse, LocateRequest, LocateResponse, PingRequest, PingResponse, StorageNodeStatus,
+    StorageNodeStatusRequest,
 };
 use forebay_runtime::net::Addr;
 use parking_lot::Mutex;
@@ -198,5 +199,9 @@ impl StorageNode for RemoteNode {
         request: Request<StorageNodeStatusRequest>,
     ) -> Result<Response<StorageNodeStatus>, Status> {
         StorageNodeClient::new(self.channel.clone()).status(request).await
+    }
+
+    async fn holds(&self, request: Request<HoldsRequest>) -> Result<Response<HoldsResponse>, Status> {
+        StorageNodeClient::new(self.channel.clone()).holds(request).await
     }
 }

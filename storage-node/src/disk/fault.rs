@@ -303,9 +303,7 @@ impl File for FaultFile {
         let at = position as usize;
         let grown = (at + buf.len()).saturating_sub(state.files[&self.id].current.len());
         if let Some(free) = &mut state.free {
-            *free = free
-                .checked_sub(grown as u64)
-                .ok_or(io::ErrorKind::StorageFull)?;
+            *free = free.checked_sub(grown as u64).ok_or(io::ErrorKind::StorageFull)?;
         }
         let content = state.files.get_mut(&self.id).unwrap();
         if content.current.len() < at + buf.len() {

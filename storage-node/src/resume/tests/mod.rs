@@ -131,11 +131,7 @@ impl Node {
         }
     }
 
-    fn read(
-        &self,
-        segment: SegmentId,
-        from: Offset,
-    ) -> Result<Bytes, NodeFailure> {
+    fn read(&self, segment: SegmentId, from: Offset) -> Result<Bytes, NodeFailure> {
         let until = Offset(u64::MAX);
         self.reader().read(&ReadRequest {
             segment,

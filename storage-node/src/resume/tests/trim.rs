@@ -152,13 +152,15 @@ impl World {
                 }
                 found.extend_from_slice(&bytes);
             }
-            assert!(found == sent.data(held), "{what}: {id} reads otherwise than written");
+            assert!(
+                found == sent.data(held),
+                "{what}: {id} reads otherwise than written"
+            );
             // Its writer goes on from what is held.
             sent.frames.truncate(held as usize);
             let mut writer = Writer::new(id.seq, sent.base);
             if let Some(last) = sent.frames.last() {
-                (writer.number, writer.next, writer.hash) =
-                    (held, last.header.end, last.header.hash());
+                (writer.number, writer.next, writer.hash) = (held, last.header.end, last.header.hash());
             }
             sent.writer = writer;
         }
@@ -203,8 +205,7 @@ fn what_is_trimmed_stays_closed_and_nothing_else_is_lost_after_a_crash_at_any_ch
         let mut world = World::default();
         run(&disk, &mut world, 1);
         let disk = disk.crashed(crash_at);
-        let mut node =
-            open_with(&disk, &terms()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut node = open_with(&disk, &terms()).unwrap_or_else(|error| panic!("{what}: {error}"));
         world.check(&mut node, &what);
         assert!(reclaim(&node));
         node.refused.clear();
@@ -236,7 +237,11 @@ fn bytes_of_trimmed_segments_come_back_as_spares_and_reserve_and_are_written_aga
     node.flush();
     assert!(reclaim(&node));
     assert_eq!((node.resumed.table.len(), node.resumed.pool.ready()), (1, 1));
-    assert_eq!(node.resumed.pool.bytes(), 4 * FILE_LEN, "two of the reserve, one spare, one in use");
+    assert_eq!(
+        node.resumed.pool.bytes(),
+        4 * FILE_LEN,
+        "two of the reserve, one spare, one in use"
+    );
     assert_eq!(disk_bytes(&disk), 4 * FILE_LEN);
     let mut other = Sent::new(2, 10);
     while node.resumed.table.len() < 2 {
@@ -257,7 +262,10 @@ fn a_reader_keeps_its_file_from_being_written_and_learns_that_the_segment_is_gon
     }
     let id = sent.writer.segment;
     let reader = node.reader();
-    let held = node.resumed.table.find(node.resumed.table.closed_ranges()[0].start);
+    let held = node
+        .resumed
+        .table
+        .find(node.resumed.table.closed_ranges()[0].start);
     let (index, entries) = {
         let segment = node.resumed.index.get(id).unwrap();
         let entries = segment.entries_from(Offset(10), Offset(u64::MAX), |_| true);
@@ -285,7 +293,13 @@ fn a_reader_keeps_its_file_from_being_written_and_learns_that_the_segment_is_gon
     assert_eq!(index.base(), Offset(10));
     drop(held);
     assert!(reclaim(&node));
-    assert!(node.resumed.table.closed_ranges().iter().all(|range| range.start > 0));
+    assert!(
+        node.resumed
+            .table
+            .closed_ranges()
+            .iter()
+            .all(|range| range.start > 0)
+    );
 }
 
 #[test]
@@ -321,7 +335,11 @@ fn on_a_full_disk_trims_still_go_and_bring_data_back() {
         assert!(seq < 400, "fences never found the disk full");
     }
     assert!(!node.resumed.pool.can_give(Purpose::Notes));
-    assert_eq!(node.resumed.core.trim(&[first.writer.segment]), 1, "no room for a trim");
+    assert_eq!(
+        node.resumed.core.trim(&[first.writer.segment]),
+        1,
+        "no room for a trim"
+    );
     node.flush();
     assert!(reclaim(&node));
     assert_eq!(node.resumed.core.failure(), None);
