@@ -13,9 +13,9 @@ use forebay_proto::v1::broker_server::Broker;
 use forebay_proto::v1::storage_node_client::StorageNodeClient;
 use forebay_proto::v1::storage_node_server::StorageNode;
 use forebay_proto::v1::{
-    BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, InitProducerRequest,
-    InitProducerResponse, LocateRequest, LocateResponse, PingRequest, PingResponse, StorageNodeStatus,
-    StorageNodeStatusRequest, SummarizeRequest,
+    BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, HoldsRequest, HoldsResponse,
+    InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse, PingRequest, PingResponse,
+    StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
 };
 use forebay_runtime::net::Addr;
 use parking_lot::Mutex;
@@ -203,5 +203,9 @@ impl StorageNode for RemoteNode {
         request: Request<StorageNodeStatusRequest>,
     ) -> Result<Response<StorageNodeStatus>, Status> {
         StorageNodeClient::new(self.channel.clone()).status(request).await
+    }
+
+    async fn holds(&self, request: Request<HoldsRequest>) -> Result<Response<HoldsResponse>, Status> {
+        StorageNodeClient::new(self.channel.clone()).holds(request).await
     }
 }

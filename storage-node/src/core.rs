@@ -211,7 +211,7 @@ impl Core {
                 self.out.push((peer, refused(refusal)));
             }
         }
-        self.write_notes();
+        self.write_notes(For::Note);
     }
 
     /// Closes segments.
@@ -227,7 +227,7 @@ impl Core {
             }
             states.push(self.parts.replica.fence(item));
             self.changed.insert(item.segment);
-            self.write_notes();
+            self.write_notes(For::Note);
         }
         self.parts.replica.fenced(peer, request, states);
     }
@@ -249,7 +249,7 @@ impl Core {
                 count += 1;
                 self.staged.remove(segment);
                 self.changed.remove(segment);
-                self.write_notes();
+                self.write_notes(For::Trim);
                 self.trimmed.push(*segment);
             }
         }
@@ -390,28 +390,28 @@ impl Core {
 
     fn write_committed(&mut self) {
         if let Some(note) = self.parts.replica.take_committed() {
-            self.write_note(&note);
+            self.write_note(&note, For::Note);
         }
     }
 
-    fn write_notes(&mut self) {
+    fn write_notes(&mut self, whom: For) {
         let notes: Vec<Note> = self.parts.replica.take_notes().collect();
         for note in notes {
             if let Note::Standing(state) = &note {
                 self.changed.insert(state.segment);
             }
-            self.write_note(&note);
+            self.write_note(&note, whom);
         }
     }
 
-    fn write_note(&mut self, note: &Note) {
+    fn write_note(&mut self, note: &Note, whom: For) {
         let frame = match note.to_frame() {
             Ok(frame) => frame,
             Err(error) => return self.fail(&error.into()),
         };
         // Room was made for what was expected. A note that nobody could expect, that a segment is
         // in limbo, may find the disk full; the next snapshot says it too.
-        match self.make_room(frame.header.frame_len(), For::Note) {
+        match self.make_room(frame.header.frame_len(), whom) {
             Ok(()) => {
                 self.parts.writer.push(&frame.header, &frame.payload);
             }

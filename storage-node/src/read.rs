@@ -222,7 +222,7 @@ impl Reader {
     }
 
     /// Payloads of data frames, as long as `take` wants more.
-    fn frames(
+    pub(crate) fn frames(
         &self,
         segment: SegmentId,
         entries: &[Entry],

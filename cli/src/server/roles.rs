@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use forebay_broker::{Broker, BrokerConfig, Objects, Parts, partition};
 use forebay_meta::cluster::Cluster;
-use forebay_meta::controller::{Controller, Probe, ProbeError};
+use forebay_meta::controller::{Controller, Holders, Probe, ProbeError};
 use forebay_meta::session::{self, Session};
 use forebay_meta::store::MetaStore;
 use forebay_proto::data::endpoint::Listener;
@@ -17,7 +17,7 @@ use forebay_proto::v1;
 use forebay_proto::v1::broker_server::BrokerServer;
 use forebay_proto::v1::storage_node_server::StorageNodeServer;
 use forebay_proxy::{Cold, Control, Deps, Proxy, ProxyConfig};
-use forebay_record::BrokerId;
+use forebay_record::{BrokerId, PartitionId};
 use forebay_runtime::config::{Layers, effective_toml};
 use forebay_runtime::net::Addr;
 use forebay_storage_node::disk::DirectIo;
@@ -411,6 +411,7 @@ async fn register_proxy(config: &Config, site: &Site) -> anyhow::Result<Session>
 }
 
 fn start_controller(process: &Process, site: &Site, control: &Control) -> Controller {
+    let holders = holders(control);
     let control = control.clone();
     let probe: Probe = Arc::new(move |id, address| {
         let control = control.clone();
@@ -431,10 +432,45 @@ fn start_controller(process: &Process, site: &Site, control: &Control) -> Contro
         Arc::clone(&process.clock),
         Arc::clone(&process.random),
         probe,
+        holders,
         &process.tasks,
         &process.metrics,
     );
     // A candidate is as ready as the leader: either does all it is there for.
     process.readiness.component("controller").ready();
     controller
+}
+
+/// How the controller asks brokers and storage nodes what they have left of deleted partitions.
+fn holders(control: &Control) -> Holders {
+    let ids = |partitions: Vec<PartitionId>| partitions.into_iter().map(PartitionId::get).collect();
+    let (to_brokers, to_nodes) = (control.clone(), control.clone());
+    Holders {
+        brokers: Arc::new(move |address, partitions| {
+            let (control, partition_ids) = (to_brokers.clone(), ids(partitions));
+            Box::pin(async move {
+                let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
+                let request = tonic::Request::new(v1::DescribePartitionsRequest { partition_ids });
+                let answer = broker.describe_partitions(request).await;
+                let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
+                Ok(owned
+                    .into_iter()
+                    .map(|one| PartitionId(one.partition_id))
+                    .collect())
+            })
+        }),
+        nodes: Arc::new(move |address, partitions| {
+            let (control, partition_ids) = (to_nodes.clone(), ids(partitions));
+            Box::pin(async move {
+                let node = control.node(&address).map_err(|_| ProbeError::Refused)?;
+                let request = tonic::Request::new(v1::HoldsRequest { partition_ids });
+                let answer = node.holds(request).await;
+                let held = answer
+                    .map_err(|_| ProbeError::Timeout)?
+                    .into_inner()
+                    .partition_ids;
+                Ok(held.into_iter().map(PartitionId).collect())
+            })
+        }),
+    }
 }

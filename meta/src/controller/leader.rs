@@ -2,7 +2,8 @@
 //!
 //! 1. Load the view; follow topics, sessions, wishes and the election itself from there on.
 //! 2. Woken by a change, by the prober or by the timer: place what has no live broker, take
-//!    deleted topics further, sweep for orphans; each by a bounded step.
+//!    deleted topics further, sweep for orphans; each by a bounded step. Whether something is left
+//!    of deleted partitions is asked beside that.
 //! 3. History lost to compaction leads back to 1; a lost election ends it.
 //!
 //! Nothing here is remembered between leaders: what one leaves undone, the next one sees.
@@ -17,9 +18,11 @@ use forebay_record::BrokerId;
 use forebay_runtime::clock::Clock;
 use forebay_runtime::random::Random;
 use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, OptionFuture};
 use futures_util::stream::{BoxStream, SelectAll};
 use tokio::sync::watch;
 
+use super::drain::{Asked, Holders};
 use super::place::{Placement, plan_placement};
 use super::probe::Sick;
 use super::status::{BrokerStatus, ControllerMetrics, Status};
@@ -51,6 +54,7 @@ pub(super) struct Leader {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: Arc<dyn Random>,
     pub(super) metrics: ControllerMetrics,
+    pub(super) holders: Holders,
     /// Create revision of `/controller`.
     pub(super) election: Revision,
     pub(super) patients: watch::Sender<Patients>,
@@ -114,8 +118,17 @@ impl Leader {
         let mut sick = self.sick.clone();
         let mut timer = self.clock.sleep(Duration::ZERO);
         let mut more = false;
+        let mut question: OptionFuture<BoxFuture<'static, Asked>> = None.into();
+        let mut asking = false;
         loop {
             tokio::select! {
+                // Cancel safety: a question that is dropped with this loop changes nothing.
+                Some(asked) = &mut question, if asking => {
+                    asking = false;
+                    if let Err(stop) = self.on_asked(&mut view, asked).await {
+                        self.failed(progress, stop)?;
+                    }
+                }
                 batch = watches.next() => match batch {
                     Some(Ok(batch)) => self.on_events(&mut view, &batch.events)?,
                     Some(Err(WatchError::Compacted { at })) => {
@@ -139,6 +152,10 @@ impl Leader {
                     }
                     self.settle(&mut view, progress);
                 }
+            }
+            if !asking && let Some(next) = self.next_question(&view) {
+                question = Some(next).into();
+                asking = true;
             }
             let started = self.clock.monotonic();
             more = match self.tick(&mut view, progress).await {
@@ -323,6 +340,7 @@ impl Leader {
             election: Some(self.election),
             topics: view.topics_live(),
             topics_deleting: view.removals.len(),
+            topics_draining: view.draining.len(),
             last_failure: progress.last_failure.clone(),
             ..Status::default()
         };

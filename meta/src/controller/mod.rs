@@ -5,10 +5,12 @@
 //! 3. It writes wishes for partitions that have no live broker ([`plan_placement`]). Brokers follow
 //!    the wishes and take the partitions by a grant of their own: a wish is a hint, the grant is
 //!    what fences, so a mistaken or late wish costs time and never data.
-//! 4. It removes what belongs to deleted topics and to interrupted creations.
+//! 4. It removes what belongs to deleted topics and to interrupted creations; records that prove to
+//!    storage nodes what they may delete go last, once nobody has anything left.
 //!
 //! It keeps nothing: all it knows is in the metadata store.
 
+mod drain;
 mod election;
 mod health;
 mod leader;
@@ -32,6 +34,7 @@ use forebay_runtime::tasks::Tasks;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use drain::{Ask, Holders};
 pub use health::{Illness, ProbeError};
 pub use place::{Placement, plan_placement};
 pub use probe::Probe;
@@ -93,12 +96,14 @@ pub struct Controller {
 
 impl Controller {
     /// Starts as a candidate. A store that went back in time ends the process (I24).
+    #[allow(clippy::too_many_arguments)]
     pub fn start(
         store: Arc<dyn MetaStore>,
         id: String,
         clock: Arc<dyn Clock>,
         random: Arc<dyn Random>,
         probe: Probe,
+        holders: Holders,
         tasks: &Tasks,
         metrics: &Metrics,
     ) -> Self {
@@ -111,6 +116,7 @@ impl Controller {
             clock,
             random,
             probe,
+            holders,
             metrics,
             status: sender,
         };
@@ -153,6 +159,7 @@ struct Candidate {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     probe: Probe,
+    holders: Holders,
     metrics: ControllerMetrics,
     status: watch::Sender<Status>,
 }
@@ -212,6 +219,7 @@ impl Candidate {
             clock: Arc::clone(&self.clock),
             random: Arc::clone(&self.random),
             metrics: self.metrics.clone(),
+            holders: self.holders.clone(),
             election,
             patients,
             sick,

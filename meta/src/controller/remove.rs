@@ -2,8 +2,8 @@
 //!
 //! For each chunk, in one transaction: the wishes go; a partition record that was never granted
 //! goes as well, because no storage node can hold anything of it; any other is marked deleted and
-//! stays as the proof that lets storage nodes trim (I16). Once no record is left, the topic's own
-//! record goes.
+//! stays as the proof that lets storage nodes trim (I16), for [`super::drain`] to remove. Once no
+//! record is left, the topic's own record goes.
 //!
 //! Idempotent: it reads what is there and writes what is missing, so an unknown outcome, a lost
 //! race or a new leader only mean to look again.
@@ -12,6 +12,7 @@ use forebay_record::PartitionId;
 use uuid::Uuid;
 
 use super::Stop;
+use super::drain::Drain;
 use super::leader::Leader;
 use super::view::View;
 use crate::failure::{MetaFailure, decode};
@@ -74,10 +75,14 @@ impl Leader {
                 .copied()
                 .collect();
             if chunk.is_empty() {
-                if removal.kept || self.remove_record(topic).await? {
-                    view.removals.remove(&topic);
-                } else {
+                let kept = removal.kept;
+                if !kept && !self.remove_record(topic).await? {
                     after = Some(topic);
+                    continue;
+                }
+                if let Some(removal) = view.removals.remove(&topic).filter(|_| kept) {
+                    let drain = Drain::new(removal.partitions, self.clock.monotonic());
+                    view.draining.insert(topic, drain);
                 }
                 continue;
             }
@@ -147,7 +152,7 @@ impl Leader {
 
     /// Removes the record of a deleted topic that has no partition records; false where it has
     /// changed in between.
-    async fn remove_record(&self, topic: Uuid) -> Result<bool, Stop> {
+    pub(super) async fn remove_record(&self, topic: Uuid) -> Result<bool, Stop> {
         let (entry, _) = self
             .store
             .get(&keys::topic(topic))

@@ -24,6 +24,8 @@ pub struct Status {
     pub topics: usize,
     /// Deleted topics with something left to remove.
     pub topics_deleting: usize,
+    /// Deleted topics of which storage nodes or owners may have something left.
+    pub topics_draining: usize,
     /// Partitions of topics that are not deleted.
     pub partitions: usize,
     /// Partitions that are not wished to be at a live broker.
@@ -52,6 +54,7 @@ pub(super) struct ControllerMetrics {
     pub(super) brokers_live: Gauge,
     pub(super) partitions: Gauge,
     pub(super) partitions_unplaced: Gauge,
+    pub(super) topics_draining: Gauge,
     pub(super) wishes_written: Counter,
     pub(super) records_removed: Counter,
     pub(super) failures: Counter,
@@ -69,6 +72,10 @@ impl ControllerMetrics {
             partitions_unplaced: metrics.gauge(
                 "partitions_unplaced",
                 "Partitions not wished to be at a live broker",
+            ),
+            topics_draining: metrics.gauge(
+                "topics_draining",
+                "Deleted topics of which storage nodes or owners may have something left",
             ),
             wishes_written: metrics.counter("wishes_written", "Placement wishes written"),
             records_removed: metrics.counter("records_removed", "Partition records removed"),
@@ -88,5 +95,6 @@ impl ControllerMetrics {
         self.brokers_live.set(gauge(live));
         self.partitions.set(gauge(status.partitions));
         self.partitions_unplaced.set(gauge(status.unplaced));
+        self.topics_draining.set(gauge(status.topics_draining));
     }
 }

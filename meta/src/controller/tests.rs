@@ -1,9 +1,16 @@
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use forebay_proto::stored::{BrokerRecord, ControllerRecord, PlacementRecord, TopicRecord};
-use forebay_record::{BrokerId, PartitionId, SessionId};
+use forebay_proto::stored::{
+    BrokerRecord, ControllerRecord, NodeRecord, NodeState, PlacementRecord, TopicRecord,
+};
+use forebay_record::{BrokerId, NodeId, PartitionId, SessionId};
 use forebay_runtime::clock::{ManualClock, SystemClock};
 use forebay_runtime::random::OsRandom;
 use futures_util::FutureExt;
@@ -32,11 +39,44 @@ fn probe(ill: &Ill) -> Probe {
     })
 }
 
+/// What is left at each control address, none where it does not answer, and how often it was asked.
+type Left = Arc<Mutex<BTreeMap<String, (Option<BTreeSet<PartitionId>>, usize)>>>;
+
+fn ask(left: &Left) -> Ask {
+    let left = Arc::clone(left);
+    Arc::new(move |address, partitions| {
+        let mut left = left.lock();
+        let (here, asked) = left.entry(address).or_default();
+        *asked += 1;
+        let answer = here.as_ref().map(|here| {
+            let partitions = partitions.into_iter();
+            partitions.filter(|id| here.contains(id)).collect()
+        });
+        std::future::ready(answer.ok_or(ProbeError::Refused)).boxed()
+    })
+}
+
 fn controller(
     world: &World,
     store: Arc<dyn MetaStore>,
     clock: Arc<dyn Clock>,
     ill: &Ill,
+    id: &str,
+) -> Controller {
+    let left = Left::default();
+    let holders = Holders {
+        brokers: ask(&left),
+        nodes: ask(&left),
+    };
+    controller_with(world, store, clock, ill, holders, id)
+}
+
+fn controller_with(
+    world: &World,
+    store: Arc<dyn MetaStore>,
+    clock: Arc<dyn Clock>,
+    ill: &Ill,
+    holders: Holders,
     id: &str,
 ) -> Controller {
     let tasks = world.tasks.group(id);
@@ -46,6 +86,7 @@ fn controller(
         clock,
         Arc::new(OsRandom),
         probe(ill),
+        holders,
         &tasks,
         &Metrics::new(),
     )
@@ -370,12 +411,105 @@ async fn a_new_leader_waits_a_moment_for_brokers_that_it_has_never_seen() {
     second.shutdown().await;
 }
 
+async fn storage_node(world: &World, id: u32, state: NodeState) {
+    let record = NodeRecord {
+        id,
+        control_address: format!("n{id}:1"),
+        state: state as i32,
+        ..NodeRecord::default()
+    };
+    let put = Op::put(keys::node(NodeId(id)), encode(&record));
+    world.store.txn(Txn::new().then(put)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deleted_record_goes_when_neither_owner_nor_any_storage_node_has_anything_left() {
+    let world = World::new().await;
+    let one = broker(&world, 1).await;
+    for (node, state) in [
+        (1, NodeState::Active),
+        (2, NodeState::Gone),
+        (3, NodeState::Draining),
+    ] {
+        storage_node(&world, node, state).await;
+    }
+    let made = topic(&world, "a", 2).await;
+    let [owned, other] = made.partition_ids[..] else {
+        panic!("{made:?}")
+    };
+    // One of a broker that lives, one of a session that has ended.
+    for (id, number, session) in [(owned, 0, one.id()), (other, 1, SessionId(5))] {
+        let record = Partition::new(id, made.id, number);
+        let granted = record.grant(BrokerId(1), session, 1).unwrap();
+        let put = Op::put(keys::partition(id), granted.encode());
+        world.store.txn(Txn::new().then(put)).await.unwrap();
+    }
+    let left = Left::default();
+    let says = |address: &str, here: &[PartitionId]| {
+        let here = Some(here.iter().copied().collect());
+        left.lock().entry(address.to_owned()).or_default().0 = here;
+    };
+    says("b1:1", &[owned]);
+    says("n1:1", &[other]);
+    let clock = ManualClock::new(0);
+    let holders = Holders {
+        brokers: ask(&left),
+        nodes: ask(&left),
+    };
+    let ill = Ill::default();
+    let store = Arc::clone(&world.store);
+    let controller = controller_with(&world, store, Arc::new(clock.clone()), &ill, holders, "c");
+    topics::delete(&*world.store, "a").await.unwrap();
+    // Waits until somebody was asked again, twice: the first answer may be older than the change.
+    let asked_again = async |address: &str| {
+        let times = || left.lock().get(address).map_or(0, |(_, times)| *times);
+        let before = times();
+        eventually(address, || async {
+            clock.advance(Duration::from_millis(200));
+            times() >= before + 2
+        })
+        .await;
+    };
+    let ids = async || {
+        let records = records(&world).await;
+        assert!(records.iter().all(|record| record.deleted));
+        records.iter().map(|record| record.id).collect::<Vec<_>>()
+    };
+    // The broker owns one; node 1 holds the other, so node 3 need not even be asked.
+    asked_again("n1:1").await;
+    assert_eq!(ids().await, [owned, other]);
+    says("n1:1", &[]);
+    // Node 3 does not answer.
+    asked_again("n3:1").await;
+    assert_eq!(ids().await, [owned, other]);
+    says("n3:1", &[]);
+    eventually("the other is gone", || async {
+        clock.advance(Duration::from_millis(200));
+        ids().await == [owned]
+    })
+    .await;
+    asked_again("b1:1").await;
+    assert_eq!(ids().await, [owned]);
+    assert_eq!(controller.status().topics_draining, 1);
+    says("b1:1", &[]);
+    eventually("the topic is gone", || async {
+        clock.advance(Duration::from_millis(200));
+        world.store.get(&keys::topic(made.id)).await.unwrap().0.is_none()
+    })
+    .await;
+    assert_eq!(ids().await, []);
+    assert!(!left.lock().contains_key("n2:1"), "a node that is gone was asked");
+    controller.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_deleted_topic_leaves_only_records_that_were_granted_and_they_are_marked() {
     let world = World::new().await;
     let _one = broker(&world, 1).await;
     let made = topic(&world, "a", 130).await;
     let kept = topic(&world, "b", 3).await;
+    // It never says what it holds.
+    storage_node(&world, 1, NodeState::Active).await;
     let controller = lead(&world, "c");
     placed(&controller, 133).await;
     let granted = Partition::new(made.partition_ids[70], made.id, 70)

@@ -13,6 +13,7 @@ use forebay_proto::stored::{BrokerRecord, PlacementRecord, TopicRecord};
 use forebay_record::{BrokerId, PartitionId, SessionId};
 use uuid::Uuid;
 
+use super::drain::Drain;
 use super::probe::Patients;
 use super::remove::Removal;
 use crate::failure::{MetaFailure, decode};
@@ -73,6 +74,8 @@ pub(super) struct View {
     pub(super) brokers_changed: bool,
     /// Deleted topics with work left.
     pub(super) removals: BTreeMap<Uuid, Removal>,
+    /// Deleted topics whose records stay as long as somebody has something of them.
+    pub(super) draining: BTreeMap<Uuid, Drain>,
     /// A plan may be needed.
     pub(super) dirty: bool,
 }
@@ -129,6 +132,7 @@ impl View {
         if let Some(id) = keys::topic_of(key) {
             self.set_topic(id, None);
             self.removals.remove(&id);
+            self.draining.remove(&id);
         } else if let Some(id) = keys::broker_of(key) {
             if let Some(broker) = self.brokers.remove(&id) {
                 tracing::info!(broker = id.0, session = broker.session.0, "broker session ended");

@@ -98,6 +98,12 @@ impl FaultDisk {
         state.crash_at = Some(state.changes + change);
     }
 
+    /// Whether the chosen change has come.
+    pub fn has_crashed(&self) -> bool {
+        let state = self.state.lock();
+        state.crash_at.is_some_and(|at| state.changes >= at)
+    }
+
     /// Makes every sync fail from now on.
     pub fn fail_syncs(&self) {
         self.state.lock().fail_sync = true;
@@ -294,8 +300,12 @@ impl File for FaultFile {
     fn write_at(&self, buf: &[u8], position: u64) -> io::Result<()> {
         let mut state = self.state.lock();
         let result = state.change();
-        let content = state.files.get_mut(&self.id).unwrap();
         let at = position as usize;
+        let grown = (at + buf.len()).saturating_sub(state.files[&self.id].current.len());
+        if let Some(free) = &mut state.free {
+            *free = free.checked_sub(grown as u64).ok_or(io::ErrorKind::StorageFull)?;
+        }
+        let content = state.files.get_mut(&self.id).unwrap();
         if content.current.len() < at + buf.len() {
             content.current.resize(at + buf.len(), 0);
             content.durable.resize(at + buf.len(), 0);

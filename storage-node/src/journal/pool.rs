@@ -63,6 +63,8 @@ struct Stock {
     bytes: u64,
     /// Somebody is making one.
     making: bool,
+    /// The newest try to make one failed: until one succeeds, none is promised.
+    starved: bool,
     stopped: bool,
     /// A thread makes files in advance.
     has_maker: bool,
@@ -177,7 +179,11 @@ impl Pool {
 
     /// Notes what the file system has left: where others fill it, the budget cannot be used up.
     pub fn note_free(&self, bytes: u64) {
-        self.free_bytes.store(bytes, Ordering::Relaxed);
+        let before = self.free_bytes.swap(bytes, Ordering::Relaxed);
+        if before < self.file_len && bytes >= self.file_len {
+            let _stock = self.stock.lock();
+            self.changed.notify_all();
+        }
     }
 
     /// Bytes that files with data may take in all: the budget or what the file system allows, less
@@ -206,11 +212,15 @@ impl Pool {
     pub fn can_give(&self, purpose: Purpose) -> bool {
         let stock = self.stock.lock();
         let reserved = purpose == Purpose::Notes && !stock.reserved.is_empty();
-        reserved || !stock.ready.is_empty() || self.has_budget(&stock, purpose)
+        let made = !stock.starved && self.has_budget(&stock, purpose);
+        reserved || !stock.ready.is_empty() || made
     }
 
-    /// Whether one more file may be made.
+    /// Whether one more file may be made, by the budget and by what the file system has left.
     fn has_budget(&self, stock: &Stock, purpose: Purpose) -> bool {
+        if self.free_bytes.load(Ordering::Relaxed) < self.file_len {
+            return false;
+        }
         let kept_back = match purpose {
             Purpose::Data => RESERVED_FILES.saturating_sub(stock.reserved.len()),
             Purpose::Notes => 0,
@@ -240,9 +250,7 @@ impl Pool {
         };
         let made = self.count_in(purpose).and_then(|()| {
             let made = if has_maker { self.allocate() } else { self.make() };
-            if made.is_err() {
-                self.count_out();
-            }
+            self.settle(&made);
             made
         });
         match made {
@@ -264,9 +272,13 @@ impl Pool {
         Ok(())
     }
 
-    fn count_out(&self) {
+    /// Takes back what was accounted for a file that was not made.
+    fn settle<T>(&self, made: &io::Result<T>) {
         let mut stock = self.stock.lock();
-        stock.bytes = stock.bytes.saturating_sub(self.file_len);
+        stock.starved = made.is_err();
+        if made.is_err() {
+            stock.bytes = stock.bytes.saturating_sub(self.file_len);
+        }
     }
 
     fn take_reserved(&self) -> io::Result<Option<Spare>> {
@@ -308,11 +320,9 @@ impl Pool {
             stock.bytes += self.file_len;
         }
         let made = self.make();
+        self.settle(&made);
         let mut stock = self.stock.lock();
         stock.making = false;
-        if made.is_err() {
-            stock.bytes = stock.bytes.saturating_sub(self.file_len);
-        }
         self.changed.notify_all();
         stock.ready.push_back(made?);
         Ok(())
@@ -431,13 +441,8 @@ impl Pool {
                 self.disk.sync_names()?;
                 Ok(spare.name)
             });
-            match made {
-                Ok(name) => self.stock.lock().reserved.push_back(name),
-                Err(error) => {
-                    self.count_out();
-                    return Err(error);
-                }
-            }
+            self.settle(&made);
+            self.stock.lock().reserved.push_back(made?);
         }
         Ok(())
     }
@@ -474,6 +479,7 @@ impl Pool {
         let mut stock = self.stock.lock();
         stock.retired.append(&mut retired);
         stock.bytes = stock.bytes.saturating_sub(removed_bytes);
+        stock.starved &= removed_bytes == 0;
         if synced.is_ok() {
             stock.ready.extend(spares);
             stock.reserved.extend(reserved);

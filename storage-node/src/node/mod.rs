@@ -229,7 +229,7 @@ impl StorageNode {
         };
         let inner = Arc::new(Inner::new(
             Shared::new(facts),
-            |reader| Uploads::new(bucket, reader, upload_metrics),
+            |reader| Uploads::new(bucket, reader, upload_metrics, tasks.clone()),
             Arc::clone(&clock),
             metrics,
             meta,

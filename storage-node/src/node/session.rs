@@ -11,7 +11,7 @@ use std::time::Duration;
 use forebay_proto::data::link::{Link, LinkError, LinkReceiver, LinkSender};
 use forebay_proto::data::replica::{FromNode, Hello, Refusal, ToNode};
 use forebay_runtime::clock::{Clock, timeout};
-use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::outbox::Outbox;
 use super::queue::{Message, Queue};
@@ -21,8 +21,6 @@ use super::uploads::Uploads;
 use crate::content::{CheckedFrame, ContentError};
 use crate::replica::Peer;
 
-/// Copies that one peer may have under way.
-const UPLOADS_MAX: usize = 16;
 const GREETING: Duration = Duration::from_secs(5);
 
 /// Why a session ended before its peer closed it.
@@ -119,10 +117,10 @@ impl Session {
 
     async fn receive(&self, rx: &mut LinkReceiver<ToNode>, outbox: &Arc<Outbox>) -> Result<(), SessionError> {
         let peer = self.peer;
-        // Dropped with the session, which gives up what its peer will not hear of.
-        let mut uploads = JoinSet::new();
+        // Cancelled with the session, which gives up copies that its peer will not hear of.
+        let gone = CancellationToken::new();
+        let _guard = gone.clone().drop_guard();
         while let Some(message) = rx.recv().await? {
-            while uploads.try_join_next().is_some() {}
             let message = match message {
                 ToNode::Hello(_) => return Err(SessionError::Unexpected("a second greeting")),
                 ToNode::Append { generation, frame } => {
@@ -167,15 +165,8 @@ impl Session {
                     continue;
                 }
                 ToNode::Upload { request, upload } => {
-                    // As many as the node runs at a time, and some that are about to be refused.
-                    while uploads.len() >= UPLOADS_MAX {
-                        uploads.join_next().await;
-                    }
-                    let (copier, outbox) = (Arc::clone(&self.uploads), Arc::clone(outbox));
-                    uploads.spawn(async move {
-                        let result = copier.run(&upload).await;
-                        outbox.push(FromNode::Uploaded { request, result }, None);
-                    });
+                    self.uploads.begin(request, upload, outbox, &gone);
+                    outbox.has_room().await;
                     continue;
                 }
                 ToNode::Frames { request, frames } => {

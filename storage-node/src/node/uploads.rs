@@ -6,17 +6,26 @@
 //! end of the run is computed from the segment's own OPEN frame and its batch headers, as its owner
 //! computed it for the segment that followed.
 //!
-//! Cancel safety: dropping a copy gives it up; parts already sent are left to the store's own clean-up.
+//! A copy ends with the session that asked for it; then, as after any failure, the parts that were sent
+//! are given up.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
-use forebay_proto::data::replica::{HeadersRequest, NodeFailure, ReadRequest, UploadRequest, Uploaded};
-use forebay_record::Offset;
+use forebay_proto::data::replica::{
+    FromNode, HeadersRequest, NodeFailure, ReadRequest, UploadRequest, Uploaded,
+};
 use forebay_record::batch::Header;
 use forebay_record::frame::FrameKind;
 use forebay_record::producers::Producers;
 use forebay_record::state::{OpenPayload, PartitionState};
-use forebay_tier::{Bucket, RunStart, RunWriter, WriteError};
+use forebay_record::{Offset, SessionId};
+use forebay_runtime::tasks::Tasks;
+use forebay_tier::{Bucket, ObjectKind, ObjectName, RunStart, RunWriter, WriteError};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::outbox::Outbox;
 
 use crate::metrics::UploadMetrics;
 use crate::read::Reader;
@@ -30,8 +39,9 @@ const READ_BYTES: u32 = 4 << 20;
 pub(crate) struct Uploads {
     bucket: Option<Bucket>,
     reader: Reader,
-    running: Semaphore,
+    running: Arc<Semaphore>,
     metrics: UploadMetrics,
+    tasks: Tasks,
 }
 
 /// Why a copy ended.
@@ -45,6 +55,10 @@ enum UploadError {
     Write(#[from] WriteError),
     #[error("this node has no object store: object_store.url is empty")]
     NoStore,
+    #[error("\"{object}\" is no name of data that session {session} may have written")]
+    Name { object: String, session: SessionId },
+    #[error("the session that asked for it has ended")]
+    Given,
 }
 
 impl From<NodeFailure> for UploadError {
@@ -58,28 +72,47 @@ impl UploadError {
         match self {
             Self::Node(failure) => *failure,
             Self::Content(_) => NodeFailure::Corrupt,
-            Self::Write(_) | Self::NoStore => NodeFailure::ObjectStore,
+            Self::Write(_) | Self::NoStore | Self::Name { .. } => NodeFailure::ObjectStore,
+            Self::Given => NodeFailure::Failed,
         }
     }
 }
 
 impl Uploads {
-    pub(crate) fn new(bucket: Option<Bucket>, reader: Reader, metrics: UploadMetrics) -> Self {
+    pub(crate) fn new(bucket: Option<Bucket>, reader: Reader, metrics: UploadMetrics, tasks: Tasks) -> Self {
         Self {
             bucket,
             reader,
-            running: Semaphore::new(RUNNING_MAX),
+            running: Arc::new(Semaphore::new(RUNNING_MAX)),
             metrics,
+            tasks,
         }
     }
 
-    /// Copies one segment.
-    pub(crate) async fn run(&self, upload: &UploadRequest) -> Result<Uploaded, NodeFailure> {
-        let Ok(_running) = self.running.try_acquire() else {
-            return Err(NodeFailure::Overloaded);
+    /// Begins to copy one segment, or refuses; the answer goes into the outbox. The copy is given up
+    /// when `gone` is cancelled.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        request: u64,
+        upload: UploadRequest,
+        outbox: &Arc<Outbox>,
+        gone: &CancellationToken,
+    ) {
+        let Ok(running) = Arc::clone(&self.running).try_acquire_owned() else {
+            let result = Err(NodeFailure::Overloaded);
+            return outbox.push(FromNode::Uploaded { request, result }, None);
         };
+        let (uploads, outbox, gone) = (Arc::clone(self), Arc::clone(outbox), gone.clone());
+        self.tasks.spawn("upload", async move {
+            let result = uploads.run(&upload, &gone).await;
+            drop(running);
+            outbox.push(FromNode::Uploaded { request, result }, None);
+        });
+    }
+
+    async fn run(&self, upload: &UploadRequest, gone: &CancellationToken) -> Result<Uploaded, NodeFailure> {
         self.metrics.running.inc();
-        let result = self.copy(upload).await;
+        let result = self.copy(upload, gone).await;
         self.metrics.running.dec();
         match result {
             Ok(uploaded) => {
@@ -95,8 +128,9 @@ impl Uploads {
         }
     }
 
-    async fn copy(&self, upload: &UploadRequest) -> Result<Uploaded, UploadError> {
+    async fn copy(&self, upload: &UploadRequest, gone: &CancellationToken) -> Result<Uploaded, UploadError> {
         let bucket = self.bucket.as_ref().ok_or(UploadError::NoStore)?;
+        check_name(upload)?;
         let mut state = State::at_base(self.state(upload).await?);
         let start = RunStart {
             topic: upload.topic,
@@ -104,8 +138,17 @@ impl Uploads {
             base: upload.base,
             session: upload.session,
         };
-        let mut writer = RunWriter::start(bucket, &upload.object, start).await;
-        match self.copy_batches(upload, &mut writer, &mut state).await {
+        // Cancel safety: nothing was sent yet.
+        let mut writer = tokio::select! {
+            writer = RunWriter::start(bucket, &upload.object, start) => writer,
+            () = gone.cancelled() => return Err(UploadError::Given),
+        };
+        // Cancel safety: the writer is given up afterwards, whatever part of it was sent.
+        let copied = tokio::select! {
+            copied = self.copy_batches(upload, &mut writer, &mut state) => copied,
+            () = gone.cancelled() => Err(UploadError::Given),
+        };
+        match copied {
             Ok(()) => Ok(writer.finish(state.at(upload.until), upload.until).await?),
             Err(error) => {
                 writer.abort().await;
@@ -123,12 +166,10 @@ impl Uploads {
         let mut from = upload.base;
         while from < upload.until {
             let batches = self.read(upload, from).await?;
-            let end = state.take(&batches, from).map_err(UploadError::Content)?;
-            if end > upload.until {
-                let what = format!("a batch ends at {end}, beyond the sealed end {}", upload.until);
-                return Err(UploadError::Content(what));
-            }
-            writer.write(batches).await?;
+            let (end, len) = state
+                .take(&batches, from, upload.until)
+                .map_err(UploadError::Content)?;
+            writer.write(batches.slice(..len)).await?;
             from = end;
         }
         Ok(())
@@ -143,7 +184,16 @@ impl Uploads {
             max_bytes: READ_BYTES,
         };
         let reader = self.reader.clone();
-        Ok(off_thread(move || reader.read(&request)).await?)
+        let held = self.reader.index.get(upload.segment);
+        let tail = held.map_or(upload.base, |segment| segment.tail());
+        match off_thread(move || reader.read(&request)).await {
+            // It is held, and yet not readable to its end.
+            Err(NodeFailure::Behind(_)) if tail >= upload.until => Err(UploadError::Content(format!(
+                "the batch at {from} reaches beyond the sealed end {}",
+                upload.until
+            ))),
+            read => Ok(read?),
+        }
     }
 
     /// The state at the segment's base, from its OPEN frame.
@@ -163,6 +213,19 @@ impl Uploads {
             .map(|open| open.state)
             .map_err(|error| UploadError::Content(error.to_string()))
     }
+}
+
+/// The object must be one that only the asking session writes.
+fn check_name(upload: &UploadRequest) -> Result<(), UploadError> {
+    let named = ObjectName::parse(&upload.object);
+    let right = named.is_some_and(|name| name.kind == ObjectKind::Data && name.session == upload.session);
+    if right {
+        return Ok(());
+    }
+    Err(UploadError::Name {
+        object: upload.object.clone(),
+        session: upload.session,
+    })
 }
 
 /// Reads of the journal block; they have a thread of their own for as long.
@@ -192,15 +255,22 @@ impl State {
         }
     }
 
-    /// Takes batches that begin at `from`; where they end.
-    fn take(&mut self, batches: &[u8], from: Offset) -> Result<Offset, String> {
+    /// Takes batches that begin at `from`, up to the sealed end: an owner that lost the partition may
+    /// have committed more here than the next one sealed. Where they end, and their bytes.
+    fn take(&mut self, batches: &[u8], from: Offset, until: Offset) -> Result<(Offset, usize), String> {
         let (mut rest, mut next) = (batches, from);
-        while !rest.is_empty() {
+        while !rest.is_empty() && next < until {
             let header = Header::parse(rest).map_err(|error| format!("a batch at {next}: {error}"))?;
             if header.base_offset() != next {
                 return Err(format!(
                     "a batch begins at {}, {next} expected",
                     header.base_offset()
+                ));
+            }
+            if header.end_offset() > until {
+                return Err(format!(
+                    "a batch ends at {}, beyond the sealed end {until}",
+                    header.end_offset()
                 ));
             }
             self.producers.record(&header, next);
@@ -215,7 +285,7 @@ impl State {
         if next <= from {
             return Err(format!("nothing was read at {from}"));
         }
-        Ok(next)
+        Ok((next, batches.len() - rest.len()))
     }
 
     fn at(mut self, end: Offset) -> PartitionState {

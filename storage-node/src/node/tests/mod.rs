@@ -30,6 +30,7 @@ use forebay_runtime::tasks::Tasks;
 mod serve;
 mod start;
 mod trim;
+mod uploads;
 
 use super::*;
 use crate::testing::{GENERATION, NODE, Writer, batch, segment};

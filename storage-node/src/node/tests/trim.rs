@@ -219,6 +219,13 @@ async fn the_copy_of_a_recovery_in_progress_stays_where_an_orphan_goes() {
     until("the orphan is gone", async || !holds(&node, orphan.segment)).await;
     a_round(&world).await;
     assert!(holds(&node, carry.segment));
+    let holds_any = async |ids: Vec<u64>| {
+        let request = tonic::Request::new(v1::HoldsRequest { partition_ids: ids });
+        let answer = node.control().holds(request).await;
+        answer.map(|answer| answer.into_inner().partition_ids)
+    };
+    let id = carry.segment.partition.0;
+    assert_eq!(holds_any(vec![1, id, 99]).await.unwrap(), [id]);
     // Its link makes it safe for good, a tombstone lets it go.
     let record = granted().open_first(linked(&carry, 10), 3).unwrap();
     put(&world, &record).await;
@@ -226,9 +233,11 @@ async fn the_copy_of_a_recovery_in_progress_stays_where_an_orphan_goes() {
     assert!(holds(&node, carry.segment));
     put(&world, &record.delete(9)).await;
     until("the deleted partition is gone", async || {
-        !node.inner.shared.index.holds(carry.segment.partition)
+        holds_any(vec![id]).await.unwrap().is_empty()
     })
     .await;
+    let error = holds_any(vec![1; 1001]).await.unwrap_err();
+    assert!(error.message().contains("1001"), "{error}");
     node.shutdown().await;
 }
 

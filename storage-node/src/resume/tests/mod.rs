@@ -10,13 +10,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use forebay_proto::data::replica::{FenceItem, FencedState, FromNode, ReadRequest, Refusal};
+use forebay_proto::data::replica::{FenceItem, FencedState, FromNode, NodeFailure, ReadRequest, Refusal};
 use forebay_record::frame::Frame;
 use forebay_record::{Epoch, Generation, Offset, SegmentId};
 use forebay_runtime::random::SeededRandom;
 use uuid::Uuid;
 
 mod damage;
+mod trim;
 
 use damage::small;
 
@@ -130,11 +131,7 @@ impl Node {
         }
     }
 
-    fn read(
-        &self,
-        segment: SegmentId,
-        from: Offset,
-    ) -> Result<Bytes, forebay_proto::data::replica::NodeFailure> {
+    fn read(&self, segment: SegmentId, from: Offset) -> Result<Bytes, NodeFailure> {
         let until = Offset(u64::MAX);
         self.reader().read(&ReadRequest {
             segment,
