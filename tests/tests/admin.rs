@@ -116,9 +116,9 @@ fn parts(server: SocketAddr, topic: &str) -> usize {
 }
 
 /// Writes a record and waits for its offset.
-async fn write(producer: &Producer, topic: &str, timestamp_ms: i64, value: &[u8]) -> u64 {
+async fn write(producer: &Producer, topic: &str, timestamp_ms: Option<i64>, value: &[u8]) -> u64 {
     let record = ProducerRecord {
-        timestamp_ms: Some(timestamp_ms),
+        timestamp_ms,
         ..ProducerRecord::new(topic, value)
     };
     let written = producer.send(record).await.unwrap().await.unwrap();
@@ -138,7 +138,7 @@ async fn a_changed_configuration_is_in_force_without_a_restart() {
     let producer = producer(&client).await;
     let value = vec![b'x'; 300 << 10];
     for _ in 0..5 {
-        write(&producer, "t", 0, &value).await;
+        write(&producer, "t", None, &value).await;
     }
     assert_eq!(parts(server, "t"), 1, "256 MiB are not full yet");
 
@@ -172,7 +172,7 @@ async fn a_changed_configuration_is_in_force_without_a_restart() {
     assert!(shown.contains("segment.bytes = 1048576\n"), "{shown}");
     assert!(shown.contains("retention.ms = 604800000  (default)\n"), "{shown}");
     eventually("the segment is rolled", || async {
-        write(&producer, "t", 0, b"one more").await;
+        write(&producer, "t", None, b"one more").await;
         parts(server, "t") > 1
     })
     .await;
@@ -264,7 +264,7 @@ async fn a_deleted_topic_is_unknown_soon_and_its_name_is_free_at_once() {
     let first = json_of(server, &["topic", "create", "t", "--partitions", "2"]);
     let client = client(server).await;
     let producer = producer(&client).await;
-    write(&producer, "t", 0, b"old").await;
+    write(&producer, "t", None, b"old").await;
     let said = refused(server, &["topic", "delete", "t"], 2);
     assert!(said.contains("--yes"), "{said}");
     assert_eq!(
@@ -288,7 +288,7 @@ async fn a_deleted_topic_is_unknown_soon_and_its_name_is_free_at_once() {
     let second = json_of(server, &["topic", "create", "t"]);
     assert_ne!(first["id"], second["id"]);
     let other = self::producer(&client).await;
-    assert_eq!(write(&other, "t", 0, b"new").await, 0);
+    assert_eq!(write(&other, "t", None, b"new").await, 0);
     let read = run(server, &["consume", "t", "--until-end", "--format", "json"]);
     let record: Value = serde_json::from_slice(&read.stdout).unwrap();
     assert_eq!(
@@ -306,7 +306,9 @@ async fn offsets_are_found_by_time_wherever_the_records_are() {
     let folder = tempfile::tempdir().unwrap();
     let mut process = standalone(folder.path());
     let server = process.grpc;
-    let config = [("segment.bytes", "1048576")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    // The records are from 1970.
+    let config = [("segment.bytes", "1048576"), ("retention.ms", "-1")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
     let client = client(server).await;
     let admin = client.admin();
     admin.create_topic("t", 1, BTreeMap::from(config)).await.unwrap();
@@ -315,7 +317,7 @@ async fn offsets_are_found_by_time_wherever_the_records_are() {
     let time_of = |at: i64| if at == 17 { 9_000_000 } else { 1_000_000 + at * 10 };
     let value = vec![b'x'; 100 << 10];
     for at in 0..40 {
-        assert_eq!(write(&producer, "t", time_of(at), &value).await, at as u64);
+        assert_eq!(write(&producer, "t", Some(time_of(at)), &value).await, at as u64);
     }
     let expected = |time_ms: i64| (0..40).find(|at| time_of(*at) >= time_ms);
     let check = || {
@@ -469,12 +471,12 @@ async fn a_cluster_of_processes_takes_up_changes_and_shows_who_is_away() {
     let producer = producer(&client).await;
     let value = vec![b'x'; 300 << 10];
     for _ in 0..4 {
-        write(&producer, "t", 0, &value).await;
+        write(&producer, "t", None, &value).await;
     }
     assert_eq!(parts(server, "t"), 1);
     json_of(server, &["topic", "alter", "t", "--set", "segment.bytes=1048576"]);
     eventually("the owner in its own process rolls", || async {
-        write(&producer, "t", 0, b"one more").await;
+        write(&producer, "t", None, b"one more").await;
         parts(server, "t") > 1
     })
     .await;

@@ -1,5 +1,6 @@
 //! Metadata, administration, shutdown.
 
+use forebay_proto::stored::TopicRecord;
 use forebay_proto::v1::admin_client::AdminClient;
 use forebay_proto::v1::{
     CreateTopicRequest, DeleteTopicRequest, DescribeClusterRequest, DescribeTopicRequest, ListTopicsRequest,
@@ -9,6 +10,35 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
+
+#[tokio::test]
+async fn a_topic_that_has_changed_is_located_anew_without_being_asked_to() {
+    let cluster = Cluster::start().await;
+    cluster.map.set("t", &[(1, 1)]);
+    let mut client = cluster.client.clone();
+    let mut count = async || {
+        let topics = vec!["t".to_owned()];
+        let answer = client.metadata(MetadataRequest { topics }).await.unwrap();
+        answer.into_inner().topics[0].partitions
+    };
+    assert_eq!(count().await, 1);
+    cluster.map.set("t", &[(1, 1), (2, 1)]);
+    assert_eq!(count().await, 1, "a fresh route is believed");
+    let id = uuid::Uuid::from_u128(7);
+    let changed = TopicRecord {
+        id: id.as_bytes().to_vec().into(),
+        name: "t".to_owned(),
+        partition_ids: vec![100, 101],
+        ..TopicRecord::default()
+    };
+    put(&*cluster.meta, keys::topic(id), record::encode(&changed)).await;
+    soon(async {
+        while count().await != 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
 
 #[tokio::test]
 async fn an_unknown_topic_is_asked_about_once_and_then_remembered_for_a_moment() {

@@ -175,10 +175,11 @@ impl Layers {
     /// Takes a key out of every layer; whether there was one.
     fn remove(&mut self, key: &str) -> bool {
         let parts: Vec<&str> = key.split('[').next().unwrap_or(key).split('.').collect();
-        let layers = [&mut self.file, &mut self.env, &mut self.flags];
-        layers
-            .into_iter()
-            .fold(false, |found, layer| layer.remove(&parts) || found)
+        let mut found = false;
+        for layer in [&mut self.file, &mut self.env, &mut self.flags] {
+            found |= layer.remove(&parts);
+        }
+        found
     }
 
     /// Reads all layers into `T` and validates it.
