@@ -16,3 +16,4 @@ pub mod permits;
 pub mod random;
 pub mod tasks;
 pub mod telemetry;
+pub mod trace;

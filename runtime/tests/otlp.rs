@@ -9,7 +9,9 @@
 
 use std::time::Duration;
 
-use forebay_runtime::telemetry::{self, TelemetryConfig, TelemetryError};
+use forebay_runtime::random::OsRandom;
+use forebay_runtime::telemetry::{self, Service, TelemetryConfig, TelemetryError};
+use forebay_runtime::trace::SpanKind;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -38,7 +40,7 @@ impl TraceService for Collector {
 }
 
 #[tokio::test]
-async fn spans_reach_the_collector_by_the_shutdown_and_those_of_the_export_do_not() {
+async fn spans_reach_the_collector_by_the_shutdown_and_those_of_log_lines_do_not() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let (received, mut requests) = mpsc::unbounded_channel();
@@ -50,20 +52,28 @@ async fn spans_reach_the_collector_by_the_shutdown_and_those_of_the_export_do_no
 
     let config = TelemetryConfig {
         otlp_endpoint: Some(endpoint),
-        // Down to trace level: the libraries below would be heard if they were not kept out.
-        otlp_filter: "trace".to_owned(),
         log_filter: "error".to_owned(),
-        service_name: "forebay-test".to_owned(),
+        traces_sample_ratio: 1.0,
         ..Default::default()
     };
-    let guard = telemetry::init(&config).unwrap();
-    let again = telemetry::init(&TelemetryConfig::default()).unwrap_err();
+    let service = Service {
+        name: "forebay-broker".to_owned(),
+        instance: "broker-3".to_owned(),
+        namespace: "test".to_owned(),
+    };
+    let guard = telemetry::init(&config, &service, &OsRandom).unwrap();
+    let again = telemetry::init(&TelemetryConfig::default(), &service, &OsRandom).unwrap_err();
     assert!(matches!(again, TelemetryError::AlreadyInitialised(_)), "{again}");
 
-    tracing::info_span!("append batch", partition = 7).in_scope(|| {
-        tracing::debug_span!("sync journal").in_scope(|| tracing::info!("synced"));
-    });
-    tracing::info_span!(target: "h2::codec", "frame").in_scope(|| {});
+    let tracer = guard.tracer();
+    let mut append = tracer.root(SpanKind::Server, || "broker.append");
+    append.set_number("forebay.offset", 7);
+    let mut sync = tracer.child(append.context(), SpanKind::Internal, || "storage.fsync");
+    sync.event("synced");
+    sync.fail(&"disk is gone");
+    drop(sync);
+    append.log().in_scope(|| tracing::info_span!("of a log line").in_scope(|| {}));
+    drop(append);
     tokio::time::timeout(Duration::from_secs(20), guard.shutdown())
         .await
         .unwrap()
@@ -73,30 +83,34 @@ async fn spans_reach_the_collector_by_the_shutdown_and_those_of_the_export_do_no
     while let Ok(request) = requests.try_recv() {
         for resource_spans in request.resource_spans {
             let attributes = resource_spans.resource.unwrap().attributes;
-            let name = attributes
-                .into_iter()
-                .find(|pair| pair.key == "service.name")
-                .unwrap();
-            let value = name.value.unwrap().value.unwrap();
-            assert_eq!(value, Value::StringValue("forebay-test".to_owned()));
-            spans.extend(
-                resource_spans
-                    .scope_spans
-                    .into_iter()
-                    .flat_map(|scope| scope.spans),
+            let text = |key: &str| {
+                let pair = attributes.iter().find(|pair| pair.key == key).unwrap();
+                pair.value.clone().unwrap().value.unwrap()
+            };
+            assert_eq!(
+                text("service.name"),
+                Value::StringValue("forebay-broker".to_owned())
             );
+            assert_eq!(
+                text("service.instance.id"),
+                Value::StringValue("broker-3".to_owned())
+            );
+            let scopes = resource_spans.scope_spans.into_iter();
+            spans.extend(scopes.flat_map(|scope| scope.spans));
         }
     }
     let mut names: Vec<&str> = spans.iter().map(|span| span.name.as_str()).collect();
     names.sort_unstable();
-    assert_eq!(names, ["append batch", "sync journal"]);
+    assert_eq!(names, ["broker.append", "storage.fsync"]);
     let span = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
-    assert_eq!(span("sync journal").parent_span_id, span("append batch").span_id);
-    assert_eq!(span("sync journal").events[0].name, "synced");
-    assert!(
-        span("append batch")
-            .attributes
-            .iter()
-            .any(|pair| pair.key == "partition")
+    assert_eq!(
+        span("storage.fsync").parent_span_id,
+        span("broker.append").span_id
     );
+    assert_eq!(span("storage.fsync").events[0].name, "synced");
+    assert_eq!(
+        span("storage.fsync").status.as_ref().unwrap().message,
+        "disk is gone"
+    );
+    assert_eq!(span("broker.append").attributes[0].key, "forebay.offset");
 }
