@@ -10,6 +10,7 @@ use forebay_runtime::clock::Clock;
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 
 use crate::control::Control;
 use crate::fetch::cold::Cold;
@@ -70,6 +71,8 @@ pub struct Deps {
     pub random: Arc<dyn Random>,
     /// Where metrics are registered.
     pub metrics: Metrics,
+    /// Begins spans.
+    pub tracer: Tracer,
     /// Where the proxy says whether it serves.
     pub readiness: Readiness,
     /// Where its tasks run.

@@ -211,6 +211,7 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         clock,
         random,
         metrics,
+        tracer,
         readiness: _,
         tasks,
     } = deps;
@@ -288,6 +289,7 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         clock,
         random,
         metrics,
+        tracer,
         tasks: tasks.group("streams"),
         closing: CancellationToken::new(),
         calls: TaskTracker::new(),

@@ -252,10 +252,7 @@ fn resource(config: &TelemetryConfig, service: &Service) -> Resource {
         .with_service_name(or(&config.service_name, &service.name))
         .with_attributes([
             KeyValue::new("service.namespace", service.namespace.clone()),
-            KeyValue::new(
-                "service.instance.id",
-                or(&config.instance_id, &service.instance),
-            ),
+            KeyValue::new("service.instance.id", or(&config.instance_id, &service.instance)),
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             KeyValue::new("process.pid", i64::from(std::process::id())),
         ])

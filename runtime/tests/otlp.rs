@@ -72,7 +72,9 @@ async fn spans_reach_the_collector_by_the_shutdown_and_those_of_log_lines_do_not
     sync.event("synced");
     sync.fail(&"disk is gone");
     drop(sync);
-    append.log().in_scope(|| tracing::info_span!("of a log line").in_scope(|| {}));
+    append
+        .log()
+        .in_scope(|| tracing::info_span!("of a log line").in_scope(|| {}));
     drop(append);
     tokio::time::timeout(Duration::from_secs(20), guard.shutdown())
         .await

@@ -17,6 +17,7 @@ use forebay_proto::v1::ErrorCode;
 use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::{Span, Tracer};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::calls::{Call, Calls, Sent};
@@ -24,6 +25,7 @@ use super::fetches::{Fetches, Waiting};
 use super::message::{Command, Outbox};
 use super::offloads::Offloads;
 use super::topics::Topics;
+use super::traces::Traces;
 use crate::metrics::BrokerMetrics;
 use crate::nodes::{NodeEvent, NodeSession};
 use crate::objects::Objects;
@@ -60,6 +62,8 @@ pub struct Settings {
     pub floor: watch::Sender<u64>,
     /// Counters.
     pub metrics: BrokerMetrics,
+    /// Begins spans.
+    pub tracer: Tracer,
 }
 
 struct Waiter {
@@ -87,6 +91,7 @@ pub struct Driver {
     pub(super) views: Nodes,
     waiters: HashMap<Ticket, Waiter>,
     fetches: Fetches,
+    traces: Traces,
     next_ticket: u64,
     nonce: u64,
     actions: Vec<Action>,
@@ -106,6 +111,7 @@ impl Driver {
         Self {
             nonce: settings.nonce,
             offloads: Offloads::new(settings.objects.clone(), settings.records.session),
+            traces: Traces::new(settings.tracer.clone()),
             settings,
             owners: HashMap::new(),
             calls: Calls::default(),
@@ -199,12 +205,14 @@ impl Driver {
                 produce,
                 outbox,
                 permit,
-            } => self.on_produce(produce, outbox, permit),
+                span,
+            } => self.on_produce(produce, outbox, permit, span),
             Command::Fetch {
                 fetch,
                 outbox,
                 permit,
-            } => self.on_fetch(fetch, outbox, permit),
+                span,
+            } => self.on_fetch(fetch, outbox, permit, span),
             Command::CancelFetch { connection, request } => self.fetches.forget(connection, Some(request)),
             Command::Disconnected(connection) => self.fetches.forget(connection, None),
             Command::Offsets {
@@ -334,7 +342,13 @@ impl Driver {
 
     // ---- produce -----------------------------------------------------------------------------
 
-    fn on_produce(&mut self, produce: ProduceMessage, outbox: Outbox, permit: OwnedSemaphorePermit) {
+    fn on_produce(
+        &mut self,
+        produce: ProduceMessage,
+        outbox: Outbox,
+        permit: OwnedSemaphorePermit,
+        mut span: Span,
+    ) {
         let ProduceMessage {
             request,
             partition,
@@ -344,7 +358,9 @@ impl Driver {
             batch,
         } = produce;
         if !self.owners.contains_key(&partition) {
-            let result = Err(not_owner(partition, self.settings.records.me));
+            let failure = not_owner(partition, self.settings.records.me);
+            span.fail(&failure);
+            let result = Err(failure);
             outbox.send(FromBroker::Produced { request, result });
             return;
         }
@@ -360,6 +376,11 @@ impl Driver {
             _permit: permit,
         };
         self.waiters.insert(ticket, waiter);
+        let traced = span.is_some();
+        if traced {
+            let to = (partition, epoch, self.settings.records.me);
+            self.traces.begin(to, ticket, &batch, span);
+        }
         let deadline_ms = self.now_ms + u64::from(deadline_ms);
         let produce = Produce {
             ticket,
@@ -367,12 +388,14 @@ impl Driver {
             acks,
             deadline_ms,
             batch,
+            traced,
         };
         self.with_owner(partition, |owner, ctx| owner.on_produce(produce, ctx));
         self.touched.insert(partition);
     }
 
-    fn answer(&mut self, ticket: Ticket, result: Result<Offset, Failure>) {
+    fn answer(&mut self, partition: PartitionId, ticket: Ticket, result: Result<Offset, Failure>) {
+        self.traces.answered(partition, ticket, &result);
         let Some(waiter) = self.waiters.remove(&ticket) else {
             return;
         };
@@ -396,7 +419,13 @@ impl Driver {
                 generation,
                 frame,
             } => {
-                self.append(node, ToNode::Append { generation, frame });
+                let trace = self.traces.on_append(partition, &frame.header);
+                let append = ToNode::Append { generation, frame };
+                let message = match trace {
+                    Some(context) => ToNode::Traced(Box::new((context, append))),
+                    None => append,
+                };
+                self.append(node, message);
             }
             Action::Commit {
                 node,
@@ -428,7 +457,8 @@ impl Driver {
             Action::Offload { segment, urged } => self.on_offload(partition, *segment, urged),
             Action::Fold(retention) => self.on_fold(partition, retention),
             Action::Store(next) => self.store(partition, next),
-            Action::Answer { ticket, result } => self.answer(ticket, result),
+            Action::Answer { ticket, result } => self.answer(partition, ticket, result),
+            Action::Placed { ticket, base, end } => self.traces.placed(partition, ticket, base, end),
             Action::Visible(_) => {
                 self.visible.insert(partition);
             }
@@ -699,16 +729,17 @@ impl Driver {
 
     // ---- fetch -------------------------------------------------------------------------------
 
-    fn on_fetch(&mut self, fetch: Fetch, outbox: Outbox, permit: OwnedSemaphorePermit) {
+    fn on_fetch(&mut self, fetch: Fetch, outbox: Outbox, permit: OwnedSemaphorePermit, span: Span) {
         let deadline_ms = self.now_ms + u64::from(fetch.max_wait_ms);
         if fetch.max_wait_ms == 0 || self.is_enough(&fetch) {
-            return self.serve(&fetch, &outbox);
+            return self.serve(&fetch, &outbox, span);
         }
         self.fetches.add(Waiting {
             fetch,
             outbox,
             deadline_ms,
             _permit: permit,
+            span,
         });
     }
 
@@ -719,7 +750,7 @@ impl Driver {
                 .get(key)
                 .is_some_and(|waiting| self.is_enough(&waiting.fetch));
         if ready && let Some(waiting) = self.fetches.take(key) {
-            self.serve(&waiting.fetch, &waiting.outbox);
+            self.serve(&waiting.fetch, &waiting.outbox, waiting.span);
         }
     }
 
@@ -754,7 +785,7 @@ impl Driver {
         min == 0
     }
 
-    fn serve(&self, fetch: &Fetch, outbox: &Outbox) {
+    fn serve(&self, fetch: &Fetch, outbox: &Outbox, mut span: Span) {
         let mut left = fetch.max_bytes as usize;
         let mut first = true;
         let mut partitions = Vec::with_capacity(fetch.partitions.len());
@@ -771,6 +802,11 @@ impl Driver {
                 self.settings.metrics.fetched_bytes.inc_by(bytes as u64);
             }
             partitions.push(fetched);
+        }
+        if span.is_some() {
+            let served = (fetch.max_bytes as usize).saturating_sub(left);
+            span.set_number("forebay.broker", self.settings.records.me.0.into());
+            span.set_number("messaging.message.body.size", served as u64);
         }
         outbox.send(FromBroker::Fetched {
             request: fetch.request,

@@ -7,6 +7,7 @@
 //! 4. [`fetches`]: fetches that wait for data.
 //! 5. [`offloads`]: copies of sealed segments on their way into the object store.
 //! 6. [`topics`]: configurations that change while partitions are owned, and what is told of them.
+//! 7. [`traces`]: spans of the produces that belong to a recorded trace.
 //!
 //! One task owns it all, so nothing is locked; awaiting happens in its loop only.
 
@@ -17,6 +18,7 @@ mod message;
 mod offloads;
 mod positions;
 mod topics;
+mod traces;
 
 pub use driver::{Driver, Settings};
 pub use message::{Command, Outbox, Summary};

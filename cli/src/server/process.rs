@@ -14,6 +14,7 @@ use forebay_runtime::metrics::Metrics;
 use forebay_runtime::net::{MemNetwork, SystemConnector};
 use forebay_runtime::random::{OsRandom, Random};
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 use forebay_tier::{Bucket, Manifests, OpenError, Reader, StoreError};
 
 use super::config::Config;
@@ -26,6 +27,7 @@ pub struct Process {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: Arc<dyn Random>,
     pub(super) metrics: Metrics,
+    pub(super) tracer: Tracer,
     pub(super) readiness: Readiness,
     pub(super) tasks: Tasks,
     pub(super) connector: Arc<SystemConnector>,
@@ -36,11 +38,12 @@ pub struct Process {
 impl Process {
     /// The parts of a process on the machine's own clock and network.
     #[must_use]
-    pub fn new(name: &str) -> Self {
+    pub fn new(name: &str, tracer: Tracer) -> Self {
         Self {
             clock: Arc::new(SystemClock::new()),
             random: Arc::new(OsRandom),
             metrics: Metrics::new(),
+            tracer,
             readiness: Readiness::new(),
             tasks: Tasks::new(name),
             connector: Arc::new(SystemConnector::new(MemNetwork::new())),

@@ -20,6 +20,7 @@ use forebay_proxy::{Cold, Control, Deps, Proxy, ProxyConfig};
 use forebay_record::{BrokerId, PartitionId};
 use forebay_runtime::config::{Layers, effective_toml};
 use forebay_runtime::net::Addr;
+use forebay_runtime::trace::Tracer;
 use forebay_storage_node::disk::DirectIo;
 use forebay_storage_node::{Config as StorageConfig, Environment, StorageNode};
 use forebay_tier::Collector;
@@ -35,14 +36,14 @@ use super::running::Running;
 /// Life of a proxy's session without a sign of life.
 const PROXY_SESSION_TTL: Duration = Duration::from_secs(10);
 
-/// Starts roles as a configuration file, the environment and flags say.
+/// Starts roles as a configuration file, the environment and flags say; their spans go to `tracer`.
 ///
 /// # Errors
 /// Where the configuration is wrong, a port is taken, or a role cannot start.
-pub async fn start_roles(roles: &[Role], layers: &Layers) -> anyhow::Result<Running> {
+pub async fn start_roles(roles: &[Role], layers: &Layers, tracer: Tracer) -> anyhow::Result<Running> {
     anyhow::ensure!(!roles.is_empty(), "no roles were given");
     let config: Config = layers.load()?;
-    start_with(Process::new("forebay"), roles, config, None).await
+    start_with(Process::new("forebay", tracer), roles, config, None).await
 }
 
 /// What is known once sockets are bound.
@@ -270,6 +271,7 @@ async fn start_storage(
         clock: Arc::clone(&process.clock),
         random: Arc::clone(&process.random),
         metrics: process.metrics.clone(),
+        tracer: process.tracer.clone(),
         readiness: process.readiness.clone(),
         tasks: tasks.clone(),
     };
@@ -353,6 +355,7 @@ async fn start_broker(
         clock: Arc::clone(&process.clock),
         random: Arc::clone(&process.random),
         metrics: process.metrics.clone(),
+        tracer: process.tracer.clone(),
         tasks,
     };
     let ready = process.readiness.component(name);
@@ -388,6 +391,7 @@ async fn start_proxy(
         clock: Arc::clone(&process.clock),
         random: Arc::clone(&process.random),
         metrics: process.metrics.clone(),
+        tracer: process.tracer.clone(),
         readiness: process.readiness.clone(),
         tasks: process.tasks.group("proxy"),
     };

@@ -13,6 +13,7 @@ use forebay_proto::error::Failure;
 use forebay_proto::v1::{ErrorCode, RetryClass};
 use forebay_record::{BrokerId, Offset, PartitionId};
 use forebay_runtime::random::Random;
+use forebay_runtime::trace::TraceContext;
 
 use super::lane::{Entry, Gate, Lane, Step};
 use crate::routes::{Owner, TopicRoute};
@@ -45,6 +46,7 @@ pub(crate) enum Action<R> {
         broker: BrokerId,
         generation: u64,
         produce: Produce,
+        trace: Option<Box<TraceContext>>,
     },
     /// Make a session; an event tells how it went.
     Connect(BrokerId, Arc<str>),
@@ -379,6 +381,7 @@ impl<R> Dispatch<R> {
                     acks,
                     deadline,
                     batch,
+                    trace,
                 } => {
                     self.requests.insert(request, id);
                     let left = deadline.saturating_sub(now).as_millis();
@@ -395,6 +398,7 @@ impl<R> Dispatch<R> {
                         broker,
                         generation,
                         produce,
+                        trace,
                     }
                 }
             });

@@ -137,8 +137,14 @@ impl Driver {
                         broker,
                         generation,
                         produce,
+                        trace,
                     } => {
-                        work.send(broker, generation, ToBroker::Produce(produce));
+                        let produce = ToBroker::Produce(produce);
+                        let message = match trace {
+                            Some(context) => ToBroker::Traced(Box::new((*context, produce))),
+                            None => produce,
+                        };
+                        work.send(broker, generation, message);
                     }
                     Action::Connect(broker, address) => {
                         if let Standing::Resting(reason) = self.pool.ensure(broker, &address) {

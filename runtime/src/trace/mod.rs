@@ -123,7 +123,10 @@ impl Tracer {
         if !ago.is_zero() {
             builder = builder.with_start_time(before_now(ago));
         }
-        inner.start(builder, &Context::new().with_remote_span_context(parent.to_otel()))
+        inner.start(
+            builder,
+            &Context::new().with_remote_span_context(parent.to_otel()),
+        )
     }
 
     /// Begins a span below a parent if one is named, else begins a trace.

@@ -17,6 +17,7 @@ use super::outbox::Outbox;
 use super::queue::{Item, Message, Popped, Queue};
 use super::shared::Shared;
 use super::slice::ask_for_short_slices;
+use super::traces::Traces;
 use crate::core::{Core, Written};
 use crate::disk::FolderLock;
 use crate::metrics::NodeMetrics;
@@ -42,6 +43,7 @@ pub(crate) struct JournalThread {
     pub zeroed_bytes: u64,
     /// Trims whose notes are not durable yet, with the number of segments.
     pub trims: Vec<(oneshot::Sender<u64>, u64)>,
+    pub traces: Traces,
 }
 
 /// Says that the journal thread is gone where it ends by a panic: a broken invariant of the node
@@ -74,6 +76,7 @@ impl JournalThread {
             health: self.health.clone(),
         };
         ask_for_short_slices();
+        self.core.time(Arc::clone(&self.clock));
         self.report();
         let mut items = VecDeque::new();
         loop {
@@ -86,7 +89,10 @@ impl JournalThread {
                     self.timed(Core::flush);
                     self.answer_trims();
                 }
-                Popped::Idle => self.timed(Core::idle),
+                Popped::Idle => {
+                    self.timed(Core::idle);
+                    self.traces.clear();
+                }
                 Popped::Closed => break,
             }
             self.report();
@@ -134,6 +140,7 @@ impl JournalThread {
                     outbox.push(FromNode::Urge(segments.clone()), None);
                 }
             }
+            Message::Trace(trace) => self.traces.take(*trace, self.clock.monotonic()),
             Message::Want(admission) => self.core.want(admission),
             Message::StopWriting(reason) => {
                 tracing::error!(reason, "this node writes no more");
@@ -180,7 +187,11 @@ impl JournalThread {
         if !self.core.has_out() {
             return;
         }
+        let times = self.core.last_commit();
         for (peer, message) in self.core.take_out() {
+            if !self.traces.is_empty() {
+                self.traces.on_answer(&message, &times, self.clock.monotonic());
+            }
             if let Some(outbox) = self.peers.get(&peer) {
                 outbox.push(message, None);
             }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use forebay_proto::data::replica::{FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest};
 use forebay_runtime::permits::{BytePermit, BytePermits};
+use forebay_runtime::trace::Span;
 use parking_lot::{Condvar, Mutex};
 
 use super::outbox::Outbox;
@@ -94,6 +95,8 @@ struct Waiting {
     request: u64,
     outbox: Arc<Outbox>,
     permit: BytePermit,
+    /// Ends with the answer.
+    span: Span,
 }
 
 #[derive(Debug, Default)]
@@ -125,7 +128,7 @@ impl Readers {
     }
 
     /// Queues a request, or answers it as overloaded.
-    pub(crate) fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>) {
+    pub(crate) fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>, mut span: Span) {
         let permits = if job.is_recovery() {
             &self.recovery_permits
         } else {
@@ -145,12 +148,14 @@ impl Readers {
                     request,
                     outbox: Arc::clone(outbox),
                     permit,
+                    span,
                 });
                 drop(state);
                 self.filled.notify_one();
             }
             _ => {
                 drop(state);
+                span.fail(&"overloaded");
                 self.metrics.reads_overloaded.inc();
                 outbox.push(job.refused(request, NodeFailure::Overloaded), None);
             }
@@ -160,7 +165,7 @@ impl Readers {
     /// Serves until [`Readers::stop`].
     pub(crate) fn run(&self, reader: &Reader) {
         loop {
-            let waiting = {
+            let mut waiting = {
                 let mut state = self.state.lock();
                 loop {
                     if state.stopped {
@@ -182,6 +187,9 @@ impl Readers {
             } = &answer
             {
                 self.metrics.read_bytes.inc_by(bytes.len() as u64);
+                waiting
+                    .span
+                    .set_number("messaging.message.body.size", bytes.len() as u64);
             }
             waiting.outbox.push(answer, Some(waiting.permit));
         }
