@@ -150,8 +150,25 @@ pub struct TelemetryGuard {
     tracer: Tracer,
 }
 
-/// Sets the global subscriber. Call it from `main`, once, inside the tokio runtime.
+/// Sets the global subscriber and begins to export traces. Call it from `main`, once, inside the
+/// tokio runtime.
 pub fn init(
+    config: &TelemetryConfig,
+    service: &Service,
+    random: &dyn Random,
+) -> Result<TelemetryGuard, TelemetryError> {
+    // From here on the guard owns the provider, so that it ends also when the next line fails.
+    let guard = traces(config, service, random)?;
+    let logs = log_layer(config, io::stderr, io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(logs)
+        .try_init()
+        .map_err(TelemetryError::AlreadyInitialised)?;
+    Ok(guard)
+}
+
+/// Begins to export traces, and leaves logs alone.
+pub fn traces(
     config: &TelemetryConfig,
     service: &Service,
     random: &dyn Random,
@@ -164,14 +181,7 @@ pub fn init(
     let tracer = provider.as_ref().map_or_else(Tracer::off, |provider| {
         Tracer::with_share(provider, config.traces_sample_ratio, random.u64())
     });
-    let logs = log_layer(config, io::stderr, io::stderr().is_terminal());
-    let subscriber = tracing_subscriber::registry().with(logs);
-    // From here on the guard owns the provider, so that it ends also when the next line fails.
-    let guard = TelemetryGuard { provider, tracer };
-    subscriber
-        .try_init()
-        .map_err(TelemetryError::AlreadyInitialised)?;
-    Ok(guard)
+    Ok(TelemetryGuard { provider, tracer })
 }
 
 impl TelemetryGuard {

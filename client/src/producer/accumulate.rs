@@ -157,6 +157,16 @@ impl Accumulator {
         Some(appended.map(|()| (index, &mut material.settlement)))
     }
 
+    /// Records of the open batch, and how many of them are traced.
+    pub(crate) fn open_counts(&self) -> (usize, usize) {
+        self.open.as_ref().map_or((0, 0), |open| {
+            let Material {
+                builder, settlement, ..
+            } = &open.material;
+            (builder.count() as usize, settlement.traced())
+        })
+    }
+
     /// When the open batch is to be sealed.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.open.as_ref().map(|open| open.due)
