@@ -13,6 +13,7 @@ pub mod config;
 pub mod metrics;
 pub mod net;
 pub mod permits;
+pub mod process;
 pub mod random;
 pub mod tasks;
 pub mod telemetry;
