@@ -32,6 +32,8 @@ pub struct ProxyConfig {
     pub admission_timeout: Duration,
     /// How long a shutdown waits for what was accepted.
     pub drain_timeout: Duration,
+    /// Topics that are counted by name; the others share one series.
+    pub topic_metrics_max: usize,
 }
 
 impl Default for ProxyConfig {
@@ -44,6 +46,7 @@ impl Default for ProxyConfig {
             stream_requests_max: 512,
             admission_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(10),
+            topic_metrics_max: 200,
         }
     }
 }

@@ -55,6 +55,11 @@ impl DataHandler {
             let bytes: usize = batches.map(bytes::Bytes::len).sum();
             span.set_number("messaging.message.body.size", bytes as u64);
         }
+        for one in answer.partitions.iter().filter(|one| !one.batches.is_empty()) {
+            let bytes: usize = one.batches.iter().map(bytes::Bytes::len).sum();
+            let topic = self.core.metrics.topics.of(&one.topic);
+            topic.bytes_out.inc_by(bytes as u64);
+        }
         for failure in answer.partitions.iter().filter_map(|one| one.failure.as_ref()) {
             self.core.metrics.failure(failure.code);
         }

@@ -215,7 +215,8 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         readiness: _,
         tasks,
     } = deps;
-    let metrics = ProxyMetrics::new(&metrics);
+    ProxyMetrics::memory(&metrics, config.memory_bytes / 2);
+    let metrics = ProxyMetrics::new(&metrics, config.topic_metrics_max);
     let identity = Identity {
         cluster: cluster.clone(),
         incarnation,

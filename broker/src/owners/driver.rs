@@ -26,7 +26,7 @@ use super::message::{Command, Outbox};
 use super::offloads::Offloads;
 use super::topics::Topics;
 use super::traces::Traces;
-use crate::metrics::BrokerMetrics;
+use crate::metrics::{BrokerMetrics, Request};
 use crate::nodes::{NodeEvent, NodeSession};
 use crate::objects::Objects;
 use crate::partition::{Action, Config, Context, Found, NodeView, Nodes, Owner, Produce, Stored, Ticket};
@@ -70,7 +70,8 @@ struct Waiter {
     request: u64,
     outbox: Outbox,
     silent: bool,
-    started_ms: u64,
+    /// When it came, monotonic.
+    started: Duration,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -90,7 +91,7 @@ pub struct Driver {
     nodes: HashMap<NodeId, Node>,
     pub(super) views: Nodes,
     waiters: HashMap<Ticket, Waiter>,
-    fetches: Fetches,
+    pub(super) fetches: Fetches,
     traces: Traces,
     next_ticket: u64,
     nonce: u64,
@@ -98,7 +99,11 @@ pub struct Driver {
     touched: HashSet<PartitionId>,
     visible: HashSet<PartitionId>,
     fences: HashMap<NodeId, Vec<FenceItem>>,
-    cached_bytes: u64,
+    pub(super) cached_bytes: u64,
+    /// When the next census is due.
+    pub(super) census_at_ms: u64,
+    /// Partitions granted and not served yet, and since when.
+    pub(super) taking: HashMap<PartitionId, Duration>,
     meta_answered_ms: u64,
     leaving: Option<oneshot::Sender<()>>,
     pub(super) topics: Topics,
@@ -126,6 +131,8 @@ impl Driver {
             visible: HashSet::new(),
             fences: HashMap::new(),
             cached_bytes: 0,
+            census_at_ms: 0,
+            taking: HashMap::new(),
             meta_answered_ms: 0,
             leaving: None,
             topics: Topics::default(),
@@ -196,6 +203,9 @@ impl Driver {
             self.carry_out(partition, action);
         }
         self.actions = out;
+        if !self.taking.is_empty() {
+            self.took_over(partition);
+        }
         true
     }
 
@@ -222,6 +232,7 @@ impl Driver {
                 position,
                 outbox,
             } => {
+                self.settings.metrics.request(Request::Offsets);
                 self.on_offsets(request, partition, epoch, position, outbox);
             }
             Command::Plan {
@@ -231,7 +242,11 @@ impl Driver {
                 from,
                 outbox,
             } => {
+                self.settings.metrics.request(Request::Plan);
                 let result = self.plan(partition, epoch, from);
+                if let Err(failure) = &result {
+                    self.settings.metrics.failure(Request::Plan, failure.code);
+                }
                 outbox.send(FromBroker::Plan { request, result });
             }
             Command::Node(event) => self.on_node(event),
@@ -244,7 +259,17 @@ impl Driver {
                 if let Stored::Done(revision) | Stored::Conflict(_, revision) = &stored {
                     self.offloads.saw(*revision);
                 }
+                let newest = |this: &Self| {
+                    let record = this.owners.get(&partition).map(Owner::record);
+                    record
+                        .and_then(|record| record.chain.last())
+                        .map(|segment| segment.id)
+                };
+                let before = newest(self);
                 self.with_owner(partition, |owner, ctx| owner.on_stored(stored, ctx));
+                if newest(self).is_some_and(|after| before != Some(after)) {
+                    self.settings.metrics.segments_opened.inc();
+                }
             }
             Command::Confirmed { call, mine } => self.on_record_confirmed(call, mine),
             Command::MetadataAnswered(revision) => {
@@ -328,6 +353,7 @@ impl Driver {
             self.try_fetch(key, true);
         }
         self.settle();
+        self.census();
     }
 
     fn shrink_caches(&mut self) {
@@ -357,14 +383,17 @@ impl Driver {
             deadline_ms,
             batch,
         } = produce;
+        self.settings.metrics.request(Request::Produce);
         if !self.owners.contains_key(&partition) {
             let failure = not_owner(partition, self.settings.records.me);
             span.fail(&failure);
+            self.settings.metrics.failure(Request::Produce, failure.code);
             let result = Err(failure);
             outbox.send(FromBroker::Produced { request, result });
             return;
         }
         self.settings.metrics.produced_bytes.inc_by(batch.len() as u64);
+        self.settings.metrics.produced_batches.inc();
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
         let silent = acks == forebay_proto::data::front::Acks::None;
@@ -372,7 +401,7 @@ impl Driver {
             request,
             outbox,
             silent,
-            started_ms: self.now_ms,
+            started: self.settings.clock.monotonic(),
             _permit: permit,
         };
         self.waiters.insert(ticket, waiter);
@@ -399,11 +428,14 @@ impl Driver {
         let Some(waiter) = self.waiters.remove(&ticket) else {
             return;
         };
-        let waited_ms = self.now_ms.saturating_sub(waiter.started_ms);
+        let waited = self.settings.clock.monotonic().saturating_sub(waiter.started);
         self.settings
             .metrics
             .produce_latency
-            .observe(Duration::from_millis(waited_ms).as_secs_f64());
+            .observe(waited.as_secs_f64());
+        if let Err(failure) = &result {
+            self.settings.metrics.failure(Request::Produce, failure.code);
+        }
         if !waiter.silent {
             waiter.outbox.send(FromBroker::Produced {
                 request: waiter.request,
@@ -496,6 +528,7 @@ impl Driver {
             return;
         }
         tracing::info!(%partition, epoch = %record.epoch, "takes partition");
+        self.takes_over(partition);
         let mut out = std::mem::take(&mut self.actions);
         self.nonce = self.nonce.wrapping_add(1);
         let mut ctx = Context {
@@ -521,10 +554,14 @@ impl Driver {
             .metrics
             .partitions
             .set(i64::try_from(self.owners.len()).unwrap_or(i64::MAX));
+        // One that has nothing to recover serves at once.
+        self.took_over(partition);
     }
 
     fn on_released(&mut self, partition: PartitionId, why: &str) {
         tracing::info!(%partition, why, "releases partition");
+        self.taking.remove(&partition);
+        self.settings.metrics.released.inc();
         if let Some(owner) = self.owners.remove(&partition) {
             self.cached_bytes -= owner.cache().bytes();
         }
@@ -638,6 +675,7 @@ impl Driver {
                 refusal,
             } => {
                 tracing::warn!(%node, %segment, number, ?refusal, "storage node did not take a frame");
+                self.settings.metrics.refused(refusal);
                 self.with_owner(segment.partition, |owner, ctx| {
                     owner.on_not_taken(node, segment, refusal, ctx)
                 });
@@ -731,6 +769,7 @@ impl Driver {
 
     fn on_fetch(&mut self, fetch: Fetch, outbox: Outbox, permit: OwnedSemaphorePermit, span: Span) {
         let deadline_ms = self.now_ms + u64::from(fetch.max_wait_ms);
+        self.settings.metrics.request(Request::Fetch);
         if fetch.max_wait_ms == 0 || self.is_enough(&fetch) {
             return self.serve(&fetch, &outbox, span);
         }
@@ -800,6 +839,9 @@ impl Driver {
                 first &= bytes == 0;
                 left = left.saturating_sub(bytes);
                 self.settings.metrics.fetched_bytes.inc_by(bytes as u64);
+            }
+            if let Err(failure) = &fetched {
+                self.settings.metrics.failure(Request::Fetch, failure.code);
             }
             partitions.push(fetched);
         }

@@ -56,6 +56,11 @@ impl Fetches {
         Some(waiting)
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// A fetch that waits.
     pub fn get(&self, key: u64) -> Option<&Waiting> {
         self.waiting.get(&key)

@@ -219,6 +219,8 @@ pub struct ProxySection {
     pub memory_bytes: ByteSize,
     /// Most bytes that a batch may have when decompressed.
     pub decompressed_bytes_max: ByteSize,
+    /// Topics that are counted by name in metrics; the others share one series.
+    pub topic_metrics_max: usize,
 }
 
 impl Default for ProxySection {
@@ -227,6 +229,7 @@ impl Default for ProxySection {
             id: String::new(),
             memory_bytes: ByteSize::mib(512),
             decompressed_bytes_max: ByteSize::mib(64),
+            topic_metrics_max: 200,
         }
     }
 }
@@ -326,6 +329,10 @@ impl Validate for Config {
             .validate()
             .map_err(|error| error.under("object_store"))?;
         self.cache.validate().map_err(|error| error.under("cache"))?;
+        if self.proxy.topic_metrics_max > 100_000 {
+            let why = format!("{} is more than 100000", self.proxy.topic_metrics_max);
+            return Err(ConfigError::invalid("proxy.topic_metrics_max", why));
+        }
         self.telemetry
             .validate()
             .map_err(|error| error.under("telemetry"))

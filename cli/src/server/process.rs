@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use forebay_broker::Objects;
 use forebay_meta::cluster::{self, Cluster, ClusterSettings};
-use forebay_meta::store::{EmbeddedStore, EtcdOptions, EtcdStore, MetaStore};
+use forebay_meta::store::{EmbeddedStore, EtcdOptions, EtcdStore, MetaStore, MeteredStore};
 use forebay_proto::data::endpoint::{Dialer, Exchange, FrontProtocol, ReplicaProtocol};
 use forebay_runtime::admin_http::Readiness;
 use forebay_runtime::clock::{Clock, SystemClock};
@@ -79,7 +79,7 @@ impl Process {
             let store = EmbeddedStore::open(path, Arc::clone(&self.clock), &tasks)
                 .await
                 .with_context(|| format!("embedded metadata in {}", path.display()))?;
-            return Ok(Arc::new(store));
+            return Ok(self.metered(store));
         }
         let endpoints = config.metadata.etcd.clone();
         anyhow::ensure!(
@@ -88,7 +88,12 @@ impl Process {
         );
         let options = EtcdOptions::new(endpoints, &config.cluster.name);
         let store = EtcdStore::connect_within(options, &tasks, config.metadata.start_timeout.get()).await?;
-        Ok(Arc::new(store))
+        Ok(self.metered(store))
+    }
+
+    fn metered(&self, store: impl MetaStore) -> Arc<dyn MetaStore> {
+        let store = MeteredStore::new(Arc::new(store), Arc::clone(&self.clock), &self.metrics);
+        Arc::new(store)
     }
 
     /// Opens the object store that a configuration names, and tries it. One that does not answer now

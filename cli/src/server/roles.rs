@@ -19,6 +19,7 @@ use forebay_proto::v1::storage_node_server::StorageNodeServer;
 use forebay_proxy::{Cold, Control, Deps, Proxy, ProxyConfig};
 use forebay_record::{BrokerId, PartitionId};
 use forebay_runtime::config::{Layers, effective_toml};
+use forebay_runtime::grpc::GrpcMetrics;
 use forebay_runtime::net::Addr;
 use forebay_runtime::trace::Tracer;
 use forebay_storage_node::disk::DirectIo;
@@ -46,6 +47,9 @@ pub async fn start_roles(roles: &[Role], layers: &Layers, tracer: Tracer) -> any
     start_with(Process::new("forebay", tracer), roles, config, None).await
 }
 
+/// Methods of the standard health service, which every process serves.
+const HEALTH_METHODS: [&str; 2] = ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"];
+
 /// What is known once sockets are bound.
 struct Site {
     grpc: TcpListener,
@@ -66,6 +70,7 @@ pub(super) async fn start_with(
     let admin = bind(config.listen.admin, "listen.admin").await?;
     let grpc = bind(config.listen.grpc, "listen.grpc").await?;
     let (admin_address, grpc_address) = (admin.local_addr()?, grpc.local_addr()?);
+    forebay_runtime::process::register(&process.metrics, process.clock.as_ref());
     let servers = process.tasks.group("servers");
     let (metrics, readiness, stop) = (
         process.metrics.clone(),
@@ -153,11 +158,14 @@ pub(super) async fn start_with(
     };
     routes.add_service(reflection().build_v1().context("reflection")?);
     routes.add_service(reflection().build_v1alpha().context("reflection")?);
+    let methods = v1::methods().into_iter().chain(HEALTH_METHODS.map(str::to_owned));
+    let counted = GrpcMetrics::new(&process.metrics, Arc::clone(&process.clock), methods)
+        .around(routes.routes().into_axum_router());
     let stop = servers.token();
     // The server's own switch for this does not reach sockets that it is given: without it small
     // answers wait for the acknowledgement of the ones before, 40 ms at a time.
     let incoming = TcpIncoming::from(site.grpc).with_nodelay(Some(true));
-    let router = forebay_proxy::tune(tonic::transport::Server::builder()).add_routes(routes.routes());
+    let router = forebay_proxy::tune(tonic::transport::Server::builder()).add_routes(counted.into());
     servers.spawn_critical("grpc", async move {
         router
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
@@ -167,6 +175,7 @@ pub(super) async fn start_with(
         grpc: grpc_address,
         admin: admin_address,
         clock: process.clock,
+        metrics: process.metrics,
         tasks: process.tasks,
         servers,
         store: site.store,
@@ -375,6 +384,7 @@ async fn start_proxy(
         name: format!("proxy {}", site.control_address),
         memory_bytes: config.proxy.memory_bytes.as_u64(),
         decompressed_bytes_max: config.proxy.decompressed_bytes_max.as_usize(),
+        topic_metrics_max: config.proxy.topic_metrics_max,
         ..ProxyConfig::default()
     };
     let deps = Deps {

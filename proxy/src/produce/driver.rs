@@ -166,7 +166,12 @@ impl Driver {
             }
             work.actions = actions;
         }
-        self.metrics.produce_retries.inc_by(work.dispatch.take_retries());
+        let retries = work.dispatch.take_retries();
+        self.metrics.retried(retries.elsewhere, retries.in_place);
+        let busy = work.dispatch.busy();
+        self.metrics
+            .lanes_busy
+            .set(i64::try_from(busy).unwrap_or(i64::MAX));
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
 use super::Entry;
-use super::batch::{batch_of, check};
+use super::batch::{Checked, batch_of, check};
 use super::dispatch::{Destination, acks_of};
 use super::reply::{Opening, Outlet, replies};
 use crate::core::{Core, stopping};
@@ -112,13 +112,12 @@ impl Core {
             let trace = span.context().cloned().map(Box::new);
             let reply = reply.traced(span);
             match ready {
-                Ok(Ready { to, batch, producer }) => {
-                    self.metrics.batches_in.inc();
-                    self.metrics.bytes_in.inc_by(batch.len() as u64);
+                Ok(Ready { to, batch, checked }) => {
+                    self.count(&to.topic, &batch, checked);
                     let entry = Entry {
                         batch,
                         source,
-                        producer,
+                        producer: checked.producer,
                         acks,
                         deadline,
                         reply,
@@ -196,7 +195,7 @@ impl Core {
         let step = self
             .tracer
             .child(span.context(), SpanKind::Internal, || "proxy.validate");
-        let producer = check(&batch, &limits, &self.scratches, topic, partition).inspect_err(|failure| {
+        let checked = check(&batch, &limits, &self.scratches, topic, partition).inspect_err(|failure| {
             self.metrics.refused_batch(failure.code);
             tracing::debug!(topic, partition, %failure, "batch refused");
         })?;
@@ -208,7 +207,18 @@ impl Core {
             id,
             owner,
         };
-        Ok(Ready { to, batch, producer })
+        Ok(Ready { to, batch, checked })
+    }
+
+    fn count(&self, topic: &str, batch: &Bytes, checked: Checked) {
+        let (bytes, records) = (batch.len() as u64, u64::from(checked.records));
+        self.metrics.batches_in.inc();
+        self.metrics.bytes_in.inc_by(bytes);
+        self.metrics.records_in.inc_by(records);
+        self.metrics.batch_bytes.observe(bytes as f64);
+        let topic = self.metrics.topics.of(topic);
+        topic.bytes_in.inc_by(bytes);
+        topic.records_in.inc_by(records);
     }
 
     /// A topic's route, waited for while no broker can tell it.
@@ -240,5 +250,5 @@ impl Core {
 struct Ready {
     to: Destination,
     batch: Bytes,
-    producer: Option<forebay_record::ProducerId>,
+    checked: Checked,
 }

@@ -171,6 +171,9 @@ impl JournalThread {
         if fsyncs > 0 {
             let took = self.clock.monotonic().saturating_sub(before);
             self.metrics.commit_seconds.observe(took.as_secs_f64());
+            let times = self.core.last_commit();
+            self.metrics.write_seconds.observe(times.write.as_secs_f64());
+            self.metrics.fsync_seconds.observe(times.sync.as_secs_f64());
             self.metrics
                 .commit_bytes
                 .observe(self.core.last_commit_bytes() as f64);
@@ -189,6 +192,9 @@ impl JournalThread {
         }
         let times = self.core.last_commit();
         for (peer, message) in self.core.take_out() {
+            if let FromNode::NotTaken { refusal, .. } = &message {
+                self.metrics.refused(*refusal);
+            }
             if !self.traces.is_empty() {
                 self.traces.on_answer(&message, &times, self.clock.monotonic());
             }
@@ -202,6 +208,7 @@ impl JournalThread {
         if let Some(reason) = self.core.failure()
             && self.shared.set_failure(reason)
         {
+            self.metrics.failed.set(1);
             self.health.dead(reason);
         }
         let now = self.clock.monotonic();
@@ -215,6 +222,8 @@ impl JournalThread {
             self.metrics.segments_fenced.set(gauge(counts.fenced));
             self.metrics.segments_limbo.set(gauge(counts.limbo));
             self.metrics.files.set(gauge(self.shared.table.len() as u64));
+            self.metrics.spares.set(gauge(self.shared.pool.ready() as u64));
+            self.metrics.queue_bytes.set(gauge(self.queue.bytes()));
             let zeroed = self.shared.pool.zeroed_bytes();
             self.metrics
                 .zeroed_bytes

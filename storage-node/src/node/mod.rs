@@ -132,7 +132,7 @@ impl Inner {
             uploads: Arc::new(uploads(shared.reader())),
             shared: Arc::new(shared),
             queue: Arc::new(Queue::new()),
-            readers: Arc::new(Readers::new(metrics.clone())),
+            readers: Arc::new(Readers::new(metrics.clone(), Arc::clone(&clock))),
             clock,
             metrics,
             tracer,
@@ -311,6 +311,7 @@ impl StorageNode {
             uploads: Arc::clone(&self.inner.uploads),
             clock: Arc::clone(&self.inner.clock),
             tracer: self.inner.tracer.clone(),
+            metrics: self.inner.metrics.clone(),
         };
         let peer = session.peer;
         self.inner.metrics.sessions.inc();

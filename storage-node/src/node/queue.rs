@@ -188,6 +188,11 @@ impl Queue {
         }
     }
 
+    /// Bytes of what waits or is being taken.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.permits.bytes_max().saturating_sub(self.permits.available())
+    }
+
     /// Takes no more messages; what is queued is still handed out.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;

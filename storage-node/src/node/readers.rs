@@ -6,8 +6,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_proto::data::replica::{FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest};
+use forebay_runtime::clock::Clock;
 use forebay_runtime::permits::{BytePermit, BytePermits};
 use forebay_runtime::trace::Span;
 use parking_lot::{Condvar, Mutex};
@@ -33,6 +35,15 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "read",
+            Self::Lookup(..) => "lookup",
+            Self::Frames(_) => "frames",
+            Self::Headers(_) => "headers",
+        }
+    }
+
     const fn is_recovery(&self) -> bool {
         matches!(self, Self::Frames(_) | Self::Headers(_))
     }
@@ -97,6 +108,8 @@ struct Waiting {
     permit: BytePermit,
     /// Ends with the answer.
     span: Span,
+    /// When it came.
+    at: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -107,23 +120,32 @@ struct State {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub(crate) struct Readers {
     state: Mutex<State>,
     filled: Condvar,
     recovery_permits: BytePermits,
     read_permits: BytePermits,
     metrics: NodeMetrics,
+    clock: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for Readers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Readers")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Readers {
-    pub(crate) fn new(metrics: NodeMetrics) -> Self {
+    pub(crate) fn new(metrics: NodeMetrics, clock: Arc<dyn Clock>) -> Self {
         Self {
             state: Mutex::default(),
             filled: Condvar::new(),
             recovery_permits: BytePermits::new(BYTES_MAX),
             read_permits: BytePermits::new(BYTES_MAX),
             metrics,
+            clock,
         }
     }
 
@@ -149,6 +171,7 @@ impl Readers {
                     outbox: Arc::clone(outbox),
                     permit,
                     span,
+                    at: self.clock.monotonic(),
                 });
                 drop(state);
                 self.filled.notify_one();
@@ -182,6 +205,8 @@ impl Readers {
             };
             let answer = waiting.job.run(waiting.request, reader);
             self.metrics.reads.inc();
+            let took = self.clock.monotonic().saturating_sub(waiting.at);
+            self.metrics.read(waiting.job.name(), took);
             if let FromNode::Read {
                 result: Ok(bytes), ..
             } = &answer

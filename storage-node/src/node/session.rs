@@ -21,6 +21,7 @@ use super::shared::Shared;
 use super::traces::FrameTrace;
 use super::uploads::Uploads;
 use crate::content::{CheckedFrame, ContentError};
+use crate::metrics::NodeMetrics;
 use crate::replica::Peer;
 
 const GREETING: Duration = Duration::from_secs(5);
@@ -51,6 +52,7 @@ pub(crate) struct Session {
     pub uploads: Arc<Uploads>,
     pub clock: Arc<dyn Clock>,
     pub tracer: Tracer,
+    pub metrics: NodeMetrics,
 }
 
 impl Session {
@@ -124,12 +126,14 @@ impl Session {
         let gone = CancellationToken::new();
         let _guard = gone.clone().drop_guard();
         while let Some(message) = rx.recv().await? {
+            self.metrics.requests.count(&message);
             let (message, mut span) = self.untraced(message);
             let message = match message {
                 ToNode::Traced(_) => return Err(SessionError::Unexpected("two trace contexts")),
                 ToNode::Hello(_) => return Err(SessionError::Unexpected("a second greeting")),
                 ToNode::Append { generation, frame } => {
                     let (segment, number) = (frame.header.segment, frame.header.number);
+                    self.metrics.frames.inc();
                     match CheckedFrame::new(frame) {
                         Ok(frame) => {
                             if span.is_some() {
@@ -145,6 +149,7 @@ impl Session {
                         Err(error) => {
                             tracing::error!(%segment, %error, "malformed frame");
                             let refusal = Refusal::Malformed;
+                            self.metrics.refused(refusal);
                             outbox.push(
                                 FromNode::NotTaken {
                                     segment,
