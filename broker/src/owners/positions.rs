@@ -164,7 +164,6 @@ impl Driver {
 
     fn answer_question(&mut self, key: u64, result: Result<Option<Offset>, Failure>) {
         if let Some(question) = self.calls.answered(key) {
-            tracing::trace!(partition = %question.partition, position = ?question.kind.position(), "resolved");
             if let Err(failure) = &result {
                 self.settings.metrics.failure(Request::Offsets, failure.code);
             }

@@ -119,6 +119,11 @@ impl Accumulator {
         self.batch_bytes = batch_bytes;
     }
 
+    /// Size at which batches are sealed.
+    pub(crate) const fn batch_bytes(&self) -> usize {
+        self.batch_bytes
+    }
+
     pub(crate) const fn is_open(&self) -> bool {
         self.open.is_some()
     }

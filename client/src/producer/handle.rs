@@ -506,8 +506,7 @@ impl Inner {
             return None;
         }
         let (records, traced) = state.open_counts();
-        let may_begin =
-            records == 0 && record_bytes_most(record) + HEADERS_BYTES_MAX <= partition.batch_bytes;
+        let may_begin = records == 0 && record_bytes_most(record) + HEADERS_BYTES_MAX <= state.batch_bytes();
         Publish::begin(
             tracer,
             &partition.topic,
