@@ -31,7 +31,7 @@ const SECTIONS: [(&str, &str); 12] = [
     ("forebay_meta_", "Metadata store, as each process sees it"),
     ("forebay_object_store_", "Object store, as each process sees it"),
     ("forebay_object_cache_", "Cache of objects"),
-    ("forebay_gc_", "Removal of objects that nothing names"),
+    ("forebay_object_gc_", "Removal of objects that nothing names"),
     ("forebay_grpc_", "gRPC services"),
     ("forebay_process_", "Process"),
     ("forebay_tokio_", "Runtime of tasks"),
