@@ -14,6 +14,7 @@ use forebay_runtime::clock::Clock;
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::assignments::Assignments;
@@ -53,6 +54,8 @@ pub struct Parts {
     pub random: Arc<dyn Random>,
     /// Where metrics are registered.
     pub metrics: Metrics,
+    /// Begins spans.
+    pub tracer: Tracer,
     /// Where tasks run.
     pub tasks: Tasks,
 }
@@ -119,6 +122,7 @@ impl Broker {
             objects: parts.objects.clone(),
             floor,
             metrics: BrokerMetrics::new(&parts.metrics),
+            tracer: parts.tracer.clone(),
         });
         let token = work.token();
         work.spawn("owners", async move {
@@ -173,6 +177,7 @@ impl Broker {
             session: session.id(),
             mailbox: mailbox.clone(),
             connections: Arc::new(AtomicU64::new(1)),
+            tracer: parts.tracer.clone(),
         };
         let (connections, clock) = (work.clone(), Arc::clone(&parts.clock));
         let token = intake.token();

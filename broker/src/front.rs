@@ -7,6 +7,7 @@ use forebay_proto::data::endpoint::{FrontProtocol, ServerLink};
 use forebay_proto::data::front::{FromBroker, ToBroker};
 use forebay_proto::data::link::LinkReceiver;
 use forebay_record::{BrokerId, SessionId};
+use forebay_runtime::trace::{SpanKind, TraceContext, Tracer};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::owners::{Command, Outbox};
@@ -27,6 +28,8 @@ pub struct Front {
     pub mailbox: mpsc::Sender<Command>,
     /// Numbers connections.
     pub connections: Arc<AtomicU64>,
+    /// Begins spans.
+    pub tracer: Tracer,
 }
 
 impl Front {
@@ -101,6 +104,8 @@ impl Front {
                     return;
                 }
             };
+            let (message, parent) = untraced(message);
+            let span = |name: &'static str| self.tracer.child(parent.as_ref(), SpanKind::Server, || name);
             let outbox = outbox.clone();
             let permit = || async { Arc::clone(&requests).acquire_owned().await.ok() };
             let command = match message {
@@ -109,20 +114,28 @@ impl Front {
                     return;
                 }
                 ToBroker::Produce(produce) => {
+                    let span = span("broker.append");
                     let Some(permit) = permit().await else { return };
                     Command::Produce {
                         produce,
                         outbox,
                         permit,
+                        span,
                     }
                 }
                 ToBroker::Fetch(fetch) => {
+                    let span = span("broker.fetch");
                     let Some(permit) = permit().await else { return };
                     Command::Fetch {
                         fetch,
                         outbox,
                         permit,
+                        span,
                     }
+                }
+                ToBroker::Traced(_) => {
+                    tracing::warn!(broker = %self.broker, "a proxy sent two trace contexts for one message");
+                    return;
                 }
                 ToBroker::CancelFetch(request) => Command::CancelFetch {
                     connection: outbox.connection,
@@ -157,5 +170,16 @@ impl Front {
                 return;
             }
         }
+    }
+}
+
+/// A message and the span it belongs to.
+fn untraced(message: ToBroker) -> (ToBroker, Option<TraceContext>) {
+    match message {
+        ToBroker::Traced(traced) => {
+            let (context, message) = *traced;
+            (message, Some(context))
+        }
+        message => (message, None),
     }
 }

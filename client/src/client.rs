@@ -7,6 +7,7 @@ use crate::config::{ClientConfig, ConfigError};
 use crate::consumer::{Consumer, ConsumerConfig};
 use crate::link::{ConnectError, Endpoints, Link};
 use crate::producer::{Producer, ProducerConfig, ProducerError};
+use crate::trace::Tracer;
 
 /// A connection to the service. Cheap to clone; clones share it.
 ///
@@ -15,6 +16,7 @@ use crate::producer::{Producer, ProducerConfig, ProducerError};
 #[derive(Debug, Clone)]
 pub struct Client {
     link: Arc<Link>,
+    tracer: Tracer,
 }
 
 impl Client {
@@ -25,7 +27,10 @@ impl Client {
     pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
         let link = Link::new(Arc::new(Endpoints::new(&config)?));
         link.connected().await?;
-        Ok(Self { link: Arc::new(link) })
+        Ok(Self {
+            link: Arc::new(link),
+            tracer: config.tracer,
+        })
     }
 
     /// Topics, offsets and the state of the cluster.
@@ -39,7 +44,8 @@ impl Client {
     /// # Errors
     /// A setting is wrong, or an idempotent producer got no id.
     pub async fn producer(&self, config: ProducerConfig) -> Result<Producer, ProducerError> {
-        Producer::start(Link::new(self.link.endpoints().clone()), config).await
+        let link = Link::new(self.link.endpoints().clone());
+        Producer::start(link, config, self.tracer.clone()).await
     }
 
     /// A consumer without partitions; assign it some.
@@ -47,6 +53,7 @@ impl Client {
     /// # Errors
     /// A setting is wrong.
     pub fn consumer(&self, config: ConsumerConfig) -> Result<Consumer, ConfigError> {
-        Consumer::new(Link::new(self.link.endpoints().clone()), config)
+        let link = Link::new(self.link.endpoints().clone());
+        Consumer::new(link, config, self.tracer.clone())
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use forebay_runtime::trace::Tracer;
+
 /// How to reach the service, and how long to wait for it.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -13,6 +15,8 @@ pub struct ClientConfig {
     pub request_timeout: Duration,
     /// How long a request that may be repeated is repeated in all.
     pub retry_timeout: Duration,
+    /// Begins the spans of records that are sent and received; off by default.
+    pub tracer: Tracer,
 }
 
 impl Default for ClientConfig {
@@ -22,6 +26,7 @@ impl Default for ClientConfig {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
             retry_timeout: Duration::from_secs(60),
+            tracer: Tracer::off(),
         }
     }
 }

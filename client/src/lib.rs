@@ -39,6 +39,7 @@ mod error;
 mod link;
 mod offsets;
 mod producer;
+pub mod trace;
 
 pub use admin::{Admin, AdminError};
 pub use client::Client;

@@ -10,6 +10,7 @@ use forebay_runtime::clock::Clock;
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 
 use crate::control::Control;
 use crate::fetch::cold::Cold;
@@ -31,6 +32,8 @@ pub struct ProxyConfig {
     pub admission_timeout: Duration,
     /// How long a shutdown waits for what was accepted.
     pub drain_timeout: Duration,
+    /// Topics that are counted by name; the others share one series.
+    pub topic_metrics_max: usize,
 }
 
 impl Default for ProxyConfig {
@@ -43,6 +46,7 @@ impl Default for ProxyConfig {
             stream_requests_max: 512,
             admission_timeout: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(10),
+            topic_metrics_max: 200,
         }
     }
 }
@@ -70,6 +74,8 @@ pub struct Deps {
     pub random: Arc<dyn Random>,
     /// Where metrics are registered.
     pub metrics: Metrics,
+    /// Begins spans.
+    pub tracer: Tracer,
     /// Where the proxy says whether it serves.
     pub readiness: Readiness,
     /// Where its tasks run.

@@ -11,6 +11,7 @@ use forebay_runtime::clock::Clock;
 use forebay_runtime::permits::BytePermits;
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub metrics: ProxyMetrics,
+    pub tracer: Tracer,
     /// Of the intake of streams.
     pub tasks: Tasks,
     /// Cancelled when no more is taken in.

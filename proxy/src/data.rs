@@ -11,12 +11,14 @@ use forebay_proto::v1::{
     ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse, PartitionFetched,
     ProduceRequest, ProduceResponse, TopicMetadata,
 };
+use forebay_runtime::trace::{self, SpanKind, TraceContext};
 use futures_util::StreamExt;
 use futures_util::stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::Core;
 use crate::fetch::FetchAnswer;
+use crate::front::trace_parent;
 use crate::produce::stream::AnswerStream;
 
 /// Topics in one metadata request, and in the answer to one that asks for all.
@@ -31,13 +33,33 @@ pub(crate) struct DataHandler {
 }
 
 impl DataHandler {
-    pub(crate) async fn fetch_answer(&self, request: FetchRequest) -> Result<FetchAnswer, Status> {
+    pub(crate) async fn fetch_answer(
+        &self,
+        request: FetchRequest,
+        parent: Option<&TraceContext>,
+    ) -> Result<FetchAnswer, Status> {
         let call = self.core.begin("fetch")?;
-        let answer = call
-            .core()
-            .until_closing(call.core().fetcher.fetch(request))
-            .await;
-        let answer = answer.map_err(|failure| call.failed(failure))?;
+        let mut span = self.core.tracer.begin(parent, SpanKind::Server, || "proxy.fetch");
+        if span.is_some() {
+            span.set("messaging.system", "forebay");
+            span.set_number("forebay.partitions", request.partitions.len() as u64);
+        }
+        let fetching = trace::scope(span.context(), call.core().fetcher.fetch(request));
+        let answer = call.core().until_closing(fetching).await;
+        let answer = answer.map_err(|failure| {
+            span.fail(&failure);
+            call.failed(failure)
+        })?;
+        if span.is_some() {
+            let batches = answer.partitions.iter().flat_map(|one| &one.batches);
+            let bytes: usize = batches.map(bytes::Bytes::len).sum();
+            span.set_number("messaging.message.body.size", bytes as u64);
+        }
+        for one in answer.partitions.iter().filter(|one| !one.batches.is_empty()) {
+            let bytes: usize = one.batches.iter().map(bytes::Bytes::len).sum();
+            let topic = self.core.metrics.topics.of(&one.topic);
+            topic.bytes_out.inc_by(bytes as u64);
+        }
         for failure in answer.partitions.iter().filter_map(|one| one.failure.as_ref()) {
             self.core.metrics.failure(failure.code);
         }
@@ -62,7 +84,8 @@ impl Data for DataHandler {
 
     /// The service itself answers without the copies that this makes.
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<FetchResponse>, Status> {
-        let answer = self.fetch_answer(request.into_inner()).await?;
+        let parent = trace_parent(request.metadata().as_ref());
+        let answer = self.fetch_answer(request.into_inner(), parent.as_ref()).await?;
         let partitions = answer.partitions.into_iter().map(|one| {
             let mut batches = BytesMut::new();
             one.batches

@@ -211,10 +211,12 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         clock,
         random,
         metrics,
+        tracer,
         readiness: _,
         tasks,
     } = deps;
-    let metrics = ProxyMetrics::new(&metrics);
+    ProxyMetrics::memory(&metrics, config.memory_bytes / 2);
+    let metrics = ProxyMetrics::new(&metrics, config.topic_metrics_max);
     let identity = Identity {
         cluster: cluster.clone(),
         incarnation,
@@ -288,6 +290,7 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         clock,
         random,
         metrics,
+        tracer,
         tasks: tasks.group("streams"),
         closing: CancellationToken::new(),
         calls: TaskTracker::new(),

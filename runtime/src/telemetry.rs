@@ -2,29 +2,33 @@
 //!
 //! [`init`] sets the global `tracing` subscriber: the one process global of this crate, because
 //! `tracing` knows no other way to be heard by every thread. Only `main` calls it, once; tests set
-//! a subscriber for their own thread. Spans of the libraries that carry the export itself are kept
-//! out of it, or each export would give rise to the next. Spans are dropped, never waited for,
-//! when the collector is slow or away; the first failed export of a row is logged.
+//! a subscriber for their own thread. Logs come from `tracing`; the spans of traces are made by
+//! [`crate::trace`], and those of `tracing` only name them in log lines. Spans are dropped, never
+//! waited for, when the collector is slow or away; the first failed export of a row is logged.
 
 use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use opentelemetry::trace::TracerProvider;
+use opentelemetry::KeyValue;
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanData, SpanExporter};
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, SpanData, SpanExporter,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tracing::{Metadata, Subscriber};
-use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing::Subscriber;
+use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{ConfigError, Validate};
+use crate::random::Random;
+use crate::trace::Tracer;
 
 /// How long one export may take.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,16 +39,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long dropping the guard blocks: it may sit on a thread that the export needs.
 const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What carries the export. Their spans would feed back.
-const EXPORT_TARGETS: [&str; 7] = [
-    "h2",
-    "hyper",
-    "hyper_util",
-    "tonic",
-    "tower",
-    "opentelemetry",
-    "opentelemetry_sdk",
-];
+/// A finished span waits at most about so long for others to be exported with it.
+const EXPORT_EVERY: Duration = Duration::from_secs(1);
+/// Finished spans that wait for the exporter; more are dropped.
+const QUEUE_MAX: usize = 8192;
 
 /// Logs and traces.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,12 +54,13 @@ pub struct TelemetryConfig {
     pub log_filter: String,
     /// URL of an OTLP gRPC collector, such as `http://localhost:4317`; no traces without it.
     pub otlp_endpoint: Option<String>,
-    /// Which spans are exported, in the form of `log_filter`.
-    pub otlp_filter: String,
-    /// The share of traces that is exported, from 0 to 1; a sampled parent decides otherwise.
-    pub otlp_sample_ratio: f64,
-    /// What the process is called in its traces.
+    /// The share of traces begun here that is recorded, from 0 to 1. A request that names a trace
+    /// goes by that one's own decision.
+    pub traces_sample_ratio: f64,
+    /// What the process is called in its traces; empty for a name made of its roles.
     pub service_name: String,
+    /// What this one of several such processes is called; empty for its role's id.
+    pub instance_id: String,
 }
 
 /// The form of a log line.
@@ -80,34 +79,27 @@ impl Default for TelemetryConfig {
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
             otlp_endpoint: None,
-            otlp_filter: "info".to_owned(),
-            otlp_sample_ratio: 1.0,
-            service_name: "forebay".to_owned(),
+            traces_sample_ratio: 0.01,
+            service_name: String::new(),
+            instance_id: String::new(),
         }
     }
 }
 
 impl Validate for TelemetryConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        for (key, filter) in [
-            ("log_filter", &self.log_filter),
-            ("otlp_filter", &self.otlp_filter),
-        ] {
-            EnvFilter::try_new(filter)
-                .map_err(|error| ConfigError::invalid(key, format!("{filter:?}: {error}")))?;
-        }
+        let filter = &self.log_filter;
+        EnvFilter::try_new(filter)
+            .map_err(|error| ConfigError::invalid("log_filter", format!("{filter:?}: {error}")))?;
         if let Some(endpoint) = &self.otlp_endpoint
             && !endpoint.starts_with("http://")
         {
             let reason = format!("{endpoint:?} does not start with http://");
             return Err(ConfigError::invalid("otlp_endpoint", reason));
         }
-        if !(0.0..=1.0).contains(&self.otlp_sample_ratio) {
-            let reason = format!("{} is not between 0 and 1", self.otlp_sample_ratio);
-            return Err(ConfigError::invalid("otlp_sample_ratio", reason));
-        }
-        if self.service_name.is_empty() {
-            return Err(ConfigError::invalid("service_name", "must not be empty"));
+        if !(0.0..=1.0).contains(&self.traces_sample_ratio) {
+            let reason = format!("{} is not between 0 and 1", self.traces_sample_ratio);
+            return Err(ConfigError::invalid("traces_sample_ratio", reason));
         }
         Ok(())
     }
@@ -138,37 +130,67 @@ pub enum TelemetryError {
     Flush(String),
 }
 
+/// Who says what is logged and traced, as far as the configuration does not name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// What the process is, such as `forebay-broker`.
+    pub name: String,
+    /// Which one of several it is, such as `broker-3`.
+    pub instance: String,
+    /// The deployment it belongs to.
+    pub namespace: String,
+}
+
 /// Keeps the trace export going. `main` ends with [`TelemetryGuard::shutdown`]; dropping it
 /// instead flushes as well, but blocks the thread for up to a second.
 #[derive(Debug)]
 #[must_use = "dropping the guard ends the trace export"]
 pub struct TelemetryGuard {
     provider: Option<SdkTracerProvider>,
+    tracer: Tracer,
 }
 
-/// Sets the global subscriber. Call it from `main`, once, inside the tokio runtime.
-pub fn init(config: &TelemetryConfig) -> Result<TelemetryGuard, TelemetryError> {
-    config.validate()?;
-    let provider = match &config.otlp_endpoint {
-        Some(endpoint) => Some(tracer_provider(config, endpoint)?),
-        None => None,
-    };
-    let traces = provider.as_ref().map(|provider| {
-        tracing_opentelemetry::layer()
-            .with_tracer(provider.tracer("forebay"))
-            .with_filter(filter(&config.otlp_filter).and(filter_fn(|m| !carries_export(m))))
-    });
-    let logs = log_layer(config, io::stderr, io::stderr().is_terminal());
-    let subscriber = tracing_subscriber::registry().with(traces).with(logs);
+/// Sets the global subscriber and begins to export traces. Call it from `main`, once, inside the
+/// tokio runtime.
+pub fn init(
+    config: &TelemetryConfig,
+    service: &Service,
+    random: &dyn Random,
+) -> Result<TelemetryGuard, TelemetryError> {
     // From here on the guard owns the provider, so that it ends also when the next line fails.
-    let guard = TelemetryGuard { provider };
-    subscriber
+    let guard = traces(config, service, random)?;
+    let logs = log_layer(config, io::stderr, io::stderr().is_terminal());
+    tracing_subscriber::registry()
+        .with(logs)
         .try_init()
         .map_err(TelemetryError::AlreadyInitialised)?;
     Ok(guard)
 }
 
+/// Begins to export traces, and leaves logs alone.
+pub fn traces(
+    config: &TelemetryConfig,
+    service: &Service,
+    random: &dyn Random,
+) -> Result<TelemetryGuard, TelemetryError> {
+    config.validate()?;
+    let provider = match &config.otlp_endpoint {
+        Some(endpoint) => Some(tracer_provider(config, service, endpoint)?),
+        None => None,
+    };
+    let tracer = provider.as_ref().map_or_else(Tracer::off, |provider| {
+        Tracer::with_share(provider, config.traces_sample_ratio, random.u64())
+    });
+    Ok(TelemetryGuard { provider, tracer })
+}
+
 impl TelemetryGuard {
+    /// Begins spans; records nothing where no collector is configured.
+    #[must_use]
+    pub fn tracer(&self) -> Tracer {
+        self.tracer.clone()
+    }
+
     /// Exports what is left and ends the export.
     pub async fn shutdown(mut self) -> Result<(), TelemetryError> {
         let Some(provider) = self.provider.take() else {
@@ -194,7 +216,11 @@ impl Drop for TelemetryGuard {
     }
 }
 
-fn tracer_provider(config: &TelemetryConfig, endpoint: &str) -> Result<SdkTracerProvider, TelemetryError> {
+fn tracer_provider(
+    config: &TelemetryConfig,
+    service: &Service,
+    endpoint: &str,
+) -> Result<SdkTracerProvider, TelemetryError> {
     if tokio::runtime::Handle::try_current().is_err() {
         return Err(TelemetryError::NoRuntime);
     }
@@ -207,19 +233,40 @@ fn tracer_provider(config: &TelemetryConfig, endpoint: &str) -> Result<SdkTracer
             endpoint: endpoint.to_owned(),
             source,
         })?;
-    let sampler = Sampler::TraceIdRatioBased(config.otlp_sample_ratio);
+    let reported = Reported {
+        inner: exporter,
+        failing: AtomicBool::new(false),
+    };
+    let batches = BatchConfigBuilder::default()
+        .with_max_queue_size(QUEUE_MAX)
+        .with_scheduled_delay(EXPORT_EVERY)
+        .build();
     Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(Reported {
-            inner: exporter,
-            failing: AtomicBool::new(false),
-        })
-        .with_sampler(Sampler::ParentBased(Box::new(sampler)))
-        .with_resource(
-            Resource::builder()
-                .with_service_name(config.service_name.clone())
+        .with_span_processor(
+            BatchSpanProcessor::builder(reported)
+                .with_batch_config(batches)
                 .build(),
         )
+        // Which traces are begun at all is drawn by the tracer, before a span is made.
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
+        .with_resource(resource(config, service))
         .build())
+}
+
+fn resource(config: &TelemetryConfig, service: &Service) -> Resource {
+    let or = |configured: &String, default: &String| match configured.is_empty() {
+        true => default.clone(),
+        false => configured.clone(),
+    };
+    Resource::builder()
+        .with_service_name(or(&config.service_name, &service.name))
+        .with_attributes([
+            KeyValue::new("service.namespace", service.namespace.clone()),
+            KeyValue::new("service.instance.id", or(&config.instance_id, &service.instance)),
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("process.pid", i64::from(std::process::id())),
+        ])
+        .build()
 }
 
 fn log_layer<S, W>(config: &TelemetryConfig, writer: W, colour: bool) -> Box<dyn Layer<S> + Send + Sync>
@@ -231,18 +278,16 @@ where
     let filter = filter(&config.log_filter);
     match config.log_format {
         LogFormat::Text => layer.with_ansi(colour).with_filter(filter).boxed(),
-        LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
+        LogFormat::Json => {
+            let layer = layer.json().flatten_event(true).with_span_list(false);
+            layer.with_filter(filter).boxed()
+        }
     }
 }
 
 /// Directives that were validated before; the lossy form only saves a second error path.
 fn filter(directives: &str) -> EnvFilter {
     EnvFilter::builder().parse_lossy(directives)
-}
-
-fn carries_export(metadata: &Metadata<'_>) -> bool {
-    let library = metadata.target().split("::").next().unwrap_or_default();
-    EXPORT_TARGETS.contains(&library)
 }
 
 /// Says when exports begin to fail and when they work again; the exporter itself is silent.
@@ -296,6 +341,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::trace::SpanKind;
 
     #[derive(Clone, Default)]
     struct Captured(Arc<Mutex<Vec<u8>>>);
@@ -346,6 +392,36 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_a_traced_piece_of_work_name_its_trace() {
+        let context = crate::trace::TraceContext::new([0xab; 16], [0xcd; 8], 1, "").unwrap();
+        let span = Tracer::off().child(Some(&context), SpanKind::Server, || "append");
+        for (log_format, trace, id) in [
+            (
+                LogFormat::Json,
+                format!(r#""trace_id":"{}""#, "ab".repeat(16)),
+                format!(r#""span_id":"{}""#, "cd".repeat(8)),
+            ),
+            (
+                LogFormat::Text,
+                format!(r#"trace_id="{}""#, "ab".repeat(16)),
+                format!(r#"span_id="{}""#, "cd".repeat(8)),
+            ),
+        ] {
+            let config = TelemetryConfig {
+                log_format,
+                ..Default::default()
+            };
+            let text = logged(&config, || {
+                span.log().in_scope(|| tracing::warn!("slow disk"));
+                tracing::warn!("elsewhere");
+            });
+            let (first, second) = text.split_once('\n').unwrap();
+            assert!(first.contains(&trace) && first.contains(&id), "{text}");
+            assert!(!second.contains("trace_id"), "{text}");
+        }
+    }
+
+    #[test]
     fn directives_choose_levels_by_target() {
         let log_filter = "warn,forebay_runtime::telemetry=trace".to_owned();
         let config = TelemetryConfig {
@@ -373,13 +449,6 @@ mod tests {
             ),
             (
                 TelemetryConfig {
-                    otlp_filter: "a=loud".to_owned(),
-                    ..default()
-                },
-                "otlp_filter",
-            ),
-            (
-                TelemetryConfig {
                     otlp_endpoint: Some("localhost:4317".to_owned()),
                     ..default()
                 },
@@ -387,17 +456,10 @@ mod tests {
             ),
             (
                 TelemetryConfig {
-                    otlp_sample_ratio: f64::NAN,
+                    traces_sample_ratio: f64::NAN,
                     ..default()
                 },
-                "otlp_sample_ratio",
-            ),
-            (
-                TelemetryConfig {
-                    service_name: String::new(),
-                    ..default()
-                },
-                "service_name",
+                "traces_sample_ratio",
             ),
         ] {
             let error = config.validate().unwrap_err().to_string();
@@ -412,7 +474,13 @@ mod tests {
             otlp_endpoint,
             ..Default::default()
         };
-        assert!(matches!(init(&config), Err(TelemetryError::NoRuntime)));
+        let service = Service {
+            name: "forebay".to_owned(),
+            instance: "one".to_owned(),
+            namespace: "forebay".to_owned(),
+        };
+        let refused = init(&config, &service, &crate::random::OsRandom);
+        assert!(matches!(refused, Err(TelemetryError::NoRuntime)));
     }
 
     #[derive(Debug)]

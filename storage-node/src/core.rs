@@ -14,6 +14,7 @@ use std::sync::Arc;
 use forebay_proto::data::replica::{FenceItem, FromNode, Refusal};
 use forebay_record::frame::{FrameError, HEADER_LEN};
 use forebay_record::{Generation, Offset, SegmentId, Token};
+use forebay_runtime::clock::Clock;
 use forebay_runtime::random::Random;
 
 use crate::content::CheckedFrame;
@@ -22,7 +23,7 @@ use crate::index::{Entry, Index};
 use crate::journal::files::FileTable;
 use crate::journal::note::{COMMITTED_MAX, Note};
 use crate::journal::pool::{Pool, Purpose, Spare};
-use crate::journal::writer::{Fit, Writer};
+use crate::journal::writer::{CommitTimes, Fit, Writer};
 use crate::pressure::Level;
 use crate::replica::{Admission, Appended, Counts, Peer, Replica, Synced};
 use crate::superblock::{Superblock, SuperblockError};
@@ -134,6 +135,7 @@ pub(crate) struct Core {
     queue_delay_us: u32,
     written: Written,
     last_commit_bytes: u64,
+    last_commit: CommitTimes,
 }
 
 impl Core {
@@ -153,6 +155,7 @@ impl Core {
             queue_delay_us: 0,
             written: Written::default(),
             last_commit_bytes: 0,
+            last_commit: CommitTimes::default(),
         };
         core.admit();
         core
@@ -388,6 +391,16 @@ impl Core {
         self.last_commit_bytes
     }
 
+    /// Times of the newest commit.
+    pub(crate) const fn last_commit(&self) -> CommitTimes {
+        self.last_commit
+    }
+
+    /// Measures commits from here on.
+    pub(crate) fn time(&mut self, clock: Arc<dyn Clock>) {
+        self.parts.writer.time(clock);
+    }
+
     fn write_committed(&mut self) {
         if let Some(note) = self.parts.replica.take_committed() {
             self.write_note(&note, For::Note);
@@ -429,6 +442,7 @@ impl Core {
         self.written.overhead += committed.written - committed.body;
         self.written.fsyncs += 1;
         self.last_commit_bytes = committed.written;
+        self.last_commit = committed.times;
         self.unmarked = true;
         self.idle_due = true;
         self.settle();

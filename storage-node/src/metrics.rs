@@ -1,6 +1,9 @@
 //! What a storage node counts.
 
-use forebay_runtime::metrics::Metrics;
+use std::time::Duration;
+
+use forebay_proto::data::replica::{Refusal, ToNode};
+use forebay_runtime::metrics::{Labelled, Metrics};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -18,12 +21,23 @@ pub(crate) struct NodeMetrics {
     pub fsyncs: Counter,
     pub commit_bytes: Histogram,
     pub commit_seconds: Histogram,
+    pub write_seconds: Histogram,
+    pub fsync_seconds: Histogram,
     pub queue_seconds: Histogram,
     pub segments_open: Gauge,
     pub segments_fenced: Gauge,
     pub segments_limbo: Gauge,
     pub files: Gauge,
     pub sessions: Gauge,
+    pub frames: Counter,
+    refused_frames: Labelled<Counter, 1>,
+    /// Bytes of messages that wait for the journal thread.
+    pub queue_bytes: Gauge,
+    pub spares: Gauge,
+    /// 1 where nothing is written any more.
+    pub failed: Gauge,
+    pub requests: RequestMetrics,
+    read_seconds: Labelled<Histogram, 1>,
     pub reads: Counter,
     pub read_bytes: Counter,
     pub reads_overloaded: Counter,
@@ -45,6 +59,10 @@ impl NodeMetrics {
                 "journal_commit_seconds",
                 "Time to write one group commit and make it durable",
             ),
+            write_seconds: metrics
+                .latency_histogram("journal_write_seconds", "Time of the write of one group commit"),
+            fsync_seconds: metrics
+                .latency_histogram("journal_fsync_seconds", "Time of the fsync of one group commit"),
             queue_seconds: metrics.latency_histogram(
                 "journal_queue_seconds",
                 "Time that a frame waited for the journal",
@@ -54,10 +72,98 @@ impl NodeMetrics {
             segments_limbo: metrics.gauge("segments_limbo", "Segments with bytes missing, maybe"),
             files: metrics.gauge("journal_files", "Journal files in use"),
             sessions: metrics.gauge("sessions", "Connections"),
+            frames: metrics.counter("frames", "Frames that arrived"),
+            refused_frames: metrics.counters("refused_frames", "Frames refused, by why", ["reason"]),
+            queue_bytes: metrics.gauge(
+                "journal_queue_bytes",
+                "Bytes of messages that wait for the journal, looked at once a second",
+            ),
+            spares: metrics.gauge("journal_spare_files", "Journal files that are prepared"),
+            failed: metrics.gauge(
+                "journal_failed",
+                "1 where the journal failed and this node only reads",
+            ),
+            requests: RequestMetrics::new(&metrics),
+            read_seconds: metrics.latency_histograms(
+                "read_seconds",
+                "From a read request's arrival to its answer",
+                ["request"],
+            ),
             reads: metrics.counter("reads", "Read requests answered"),
             read_bytes: metrics.counter("read_bytes", "Bytes of answers to read requests"),
             reads_overloaded: metrics.counter("reads_overloaded", "Read requests refused for want of room"),
         }
+    }
+}
+
+impl NodeMetrics {
+    /// A frame was refused.
+    pub(crate) fn refused(&self, refusal: Refusal) {
+        let reason = match refusal {
+            Refusal::WrongGeneration(_) => "wrong_generation",
+            Refusal::Closed => "closed",
+            Refusal::Fenced(_) => "fenced",
+            Refusal::UnknownSegment => "unknown_segment",
+            Refusal::NoNewSegments => "no_new_segments",
+            Refusal::Gap(_) => "gap",
+            Refusal::Overlap => "overlap",
+            Refusal::Diverged => "diverged",
+            Refusal::DiskFull => "disk_full",
+            Refusal::Failed => "failed",
+            Refusal::Malformed => "malformed",
+        };
+        self.refused_frames.with([reason]).inc();
+    }
+
+    /// A read request was answered.
+    pub(crate) fn read(&self, request: &'static str, took: Duration) {
+        self.read_seconds.with([request]).observe(took.as_secs_f64());
+    }
+}
+
+/// Messages of brokers and proxies, by kind.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestMetrics {
+    append: Counter,
+    commit: Counter,
+    others: Labelled<Counter, 1>,
+}
+
+impl RequestMetrics {
+    fn new(scope: &Metrics) -> Self {
+        let others = scope.counters(
+            "requests",
+            "Messages of brokers and proxies, by kind",
+            ["request"],
+        );
+        Self {
+            append: others.with(["append"]),
+            commit: others.with(["commit"]),
+            others,
+        }
+    }
+
+    pub(crate) fn count(&self, message: &ToNode) {
+        let kind = match message {
+            ToNode::Append { .. } => {
+                self.append.inc();
+                return;
+            }
+            ToNode::Commit(_) => {
+                self.commit.inc();
+                return;
+            }
+            ToNode::Hello(_) => "hello",
+            ToNode::Fence { .. } => "fence",
+            ToNode::Read { .. } => "read",
+            ToNode::Frames { .. } => "frames",
+            ToNode::Headers { .. } => "headers",
+            ToNode::Lookup { .. } => "lookup",
+            ToNode::Confirm { .. } => "confirm",
+            ToNode::Upload { .. } => "upload",
+            ToNode::Traced(traced) => return self.count(&traced.1),
+        };
+        self.others.with([kind]).inc();
     }
 }
 

@@ -20,6 +20,7 @@ pub struct Cluster {
     /// The metadata store.
     pub etcd: Etcd,
     folder: tempfile::TempDir,
+    settings: String,
 }
 
 impl Cluster {
@@ -28,6 +29,14 @@ impl Cluster {
     /// # Errors
     /// Where one of them does not start.
     pub fn start(binary: &Path, nodes: u32, brokers: u32) -> anyhow::Result<Self> {
+        Self::start_with(binary, nodes, brokers, "")
+    }
+
+    /// The same with sections of configuration that every process gets.
+    ///
+    /// # Errors
+    /// Where one of them does not start.
+    pub fn start_with(binary: &Path, nodes: u32, brokers: u32, settings: &str) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let etcd = Etcd::start()?;
         let mut cluster = Self {
@@ -36,6 +45,7 @@ impl Cluster {
             proxies: Vec::new(),
             etcd,
             folder,
+            settings: settings.to_owned(),
         };
         for id in 1..=nodes {
             let extra = format!(
@@ -68,8 +78,9 @@ impl Cluster {
 
     fn launch(&self, binary: &Path, name: &str, roles: &str, extra: &str) -> anyhow::Result<Process> {
         let config = format!(
-            "[metadata]\netcd = [\"{}\"]\n[listen]\ngrpc = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n{extra}",
-            self.etcd.endpoint()
+            "[metadata]\netcd = [\"{}\"]\n[listen]\ngrpc = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n{extra}{}",
+            self.etcd.endpoint(),
+            self.settings
         );
         let path = self.folder.path().join(format!("{name}.toml"));
         std::fs::write(&path, config)?;

@@ -26,6 +26,7 @@ use forebay_runtime::metrics::Metrics;
 use forebay_runtime::net::{MemNetwork, SystemConnector};
 use forebay_runtime::random::{OsRandom, Random};
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 use forebay_storage_node::{Config as NodeConfig, Environment, StorageNode};
 
 struct World {
@@ -109,6 +110,7 @@ impl World {
             clock: Arc::clone(&self.clock),
             random: Arc::clone(&self.random),
             metrics: Metrics::new(),
+            tracer: Tracer::off(),
             readiness: Readiness::new(),
             tasks: tasks.clone(),
         };
@@ -155,6 +157,7 @@ impl World {
             clock: Arc::clone(&self.clock),
             random: Arc::clone(&self.random),
             metrics: Metrics::new(),
+            tracer: Tracer::off(),
             tasks: tasks.clone(),
         };
         let broker = Broker::start(config, parts, listener).await.unwrap();

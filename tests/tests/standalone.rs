@@ -100,6 +100,7 @@ impl Standalone {
                 topic: topic.to_owned(),
                 partition,
                 data: Some(data),
+                ..v1::PartitionProduce::default()
             }],
         };
         let mut response = self.raw.produce(request).await?.into_inner();

@@ -9,13 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use forebay_runtime::metrics::Metrics;
+use forebay_runtime::metrics::{Labelled, Metrics};
 use foyer::{
     BlockEngineConfig, Code, DeviceBuilder, Error, ErrorKind, FsDeviceBuilder, HybridCache,
     HybridCacheBuilder, PsyncIoEngineConfig, Source,
 };
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::config::CacheConfig;
@@ -110,7 +109,7 @@ pub(crate) struct BlockCache {
 
 #[derive(Clone)]
 struct CacheMetrics {
-    reads: Family<[(&'static str, &'static str); 1], Counter>,
+    reads: Labelled<Counter, 1>,
     failures: Counter,
 }
 
@@ -155,10 +154,10 @@ impl BlockCache {
             blocks,
             _lock: lock,
             metrics: CacheMetrics {
-                reads: scope.register(
+                reads: scope.counters(
                     "reads",
                     "Blocks of objects read, by where they were found",
-                    Family::default(),
+                    ["source"],
                 ),
                 failures: scope.counter("failures", "Blocks that the cache failed to give or hold"),
             },
@@ -225,7 +224,7 @@ impl BlockCache {
     }
 
     fn count(&self, source: &'static str) {
-        self.metrics.reads.get_or_create(&[("source", source)]).inc();
+        self.metrics.reads.with([source]).inc();
     }
 
     /// For tests of damaged caches.

@@ -17,6 +17,7 @@ use forebay_proto::v1::ErrorCode;
 use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::{Span, Tracer};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::calls::{Call, Calls, Sent};
@@ -24,7 +25,8 @@ use super::fetches::{Fetches, Waiting};
 use super::message::{Command, Outbox};
 use super::offloads::Offloads;
 use super::topics::Topics;
-use crate::metrics::BrokerMetrics;
+use super::traces::Traces;
+use crate::metrics::{BrokerMetrics, Request};
 use crate::nodes::{NodeEvent, NodeSession};
 use crate::objects::Objects;
 use crate::partition::{Action, Config, Context, Found, NodeView, Nodes, Owner, Produce, Stored, Ticket};
@@ -60,13 +62,16 @@ pub struct Settings {
     pub floor: watch::Sender<u64>,
     /// Counters.
     pub metrics: BrokerMetrics,
+    /// Begins spans.
+    pub tracer: Tracer,
 }
 
 struct Waiter {
     request: u64,
     outbox: Outbox,
     silent: bool,
-    started_ms: u64,
+    /// When it came, monotonic.
+    started: Duration,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -86,14 +91,19 @@ pub struct Driver {
     nodes: HashMap<NodeId, Node>,
     pub(super) views: Nodes,
     waiters: HashMap<Ticket, Waiter>,
-    fetches: Fetches,
+    pub(super) fetches: Fetches,
+    traces: Traces,
     next_ticket: u64,
     nonce: u64,
     actions: Vec<Action>,
     touched: HashSet<PartitionId>,
     visible: HashSet<PartitionId>,
     fences: HashMap<NodeId, Vec<FenceItem>>,
-    cached_bytes: u64,
+    pub(super) cached_bytes: u64,
+    /// When the next census is due.
+    pub(super) census_at_ms: u64,
+    /// Partitions granted and not served yet, and since when.
+    pub(super) taking: HashMap<PartitionId, Duration>,
     meta_answered_ms: u64,
     leaving: Option<oneshot::Sender<()>>,
     pub(super) topics: Topics,
@@ -106,6 +116,7 @@ impl Driver {
         Self {
             nonce: settings.nonce,
             offloads: Offloads::new(settings.objects.clone(), settings.records.session),
+            traces: Traces::new(settings.tracer.clone()),
             settings,
             owners: HashMap::new(),
             calls: Calls::default(),
@@ -120,6 +131,8 @@ impl Driver {
             visible: HashSet::new(),
             fences: HashMap::new(),
             cached_bytes: 0,
+            census_at_ms: 0,
+            taking: HashMap::new(),
             meta_answered_ms: 0,
             leaving: None,
             topics: Topics::default(),
@@ -190,6 +203,9 @@ impl Driver {
             self.carry_out(partition, action);
         }
         self.actions = out;
+        if !self.taking.is_empty() {
+            self.took_over(partition);
+        }
         true
     }
 
@@ -199,12 +215,14 @@ impl Driver {
                 produce,
                 outbox,
                 permit,
-            } => self.on_produce(produce, outbox, permit),
+                span,
+            } => self.on_produce(produce, outbox, permit, span),
             Command::Fetch {
                 fetch,
                 outbox,
                 permit,
-            } => self.on_fetch(fetch, outbox, permit),
+                span,
+            } => self.on_fetch(fetch, outbox, permit, span),
             Command::CancelFetch { connection, request } => self.fetches.forget(connection, Some(request)),
             Command::Disconnected(connection) => self.fetches.forget(connection, None),
             Command::Offsets {
@@ -214,6 +232,7 @@ impl Driver {
                 position,
                 outbox,
             } => {
+                self.settings.metrics.request(Request::Offsets);
                 self.on_offsets(request, partition, epoch, position, outbox);
             }
             Command::Plan {
@@ -223,7 +242,11 @@ impl Driver {
                 from,
                 outbox,
             } => {
+                self.settings.metrics.request(Request::Plan);
                 let result = self.plan(partition, epoch, from);
+                if let Err(failure) = &result {
+                    self.settings.metrics.failure(Request::Plan, failure.code);
+                }
                 outbox.send(FromBroker::Plan { request, result });
             }
             Command::Node(event) => self.on_node(event),
@@ -236,7 +259,17 @@ impl Driver {
                 if let Stored::Done(revision) | Stored::Conflict(_, revision) = &stored {
                     self.offloads.saw(*revision);
                 }
+                let newest = |this: &Self| {
+                    let record = this.owners.get(&partition).map(Owner::record);
+                    record
+                        .and_then(|record| record.chain.last())
+                        .map(|segment| segment.id)
+                };
+                let before = newest(self);
                 self.with_owner(partition, |owner, ctx| owner.on_stored(stored, ctx));
+                if newest(self).is_some_and(|after| before != Some(after)) {
+                    self.settings.metrics.segments_opened.inc();
+                }
             }
             Command::Confirmed { call, mine } => self.on_record_confirmed(call, mine),
             Command::MetadataAnswered(revision) => {
@@ -320,6 +353,7 @@ impl Driver {
             self.try_fetch(key, true);
         }
         self.settle();
+        self.census();
     }
 
     fn shrink_caches(&mut self) {
@@ -334,7 +368,13 @@ impl Driver {
 
     // ---- produce -----------------------------------------------------------------------------
 
-    fn on_produce(&mut self, produce: ProduceMessage, outbox: Outbox, permit: OwnedSemaphorePermit) {
+    fn on_produce(
+        &mut self,
+        produce: ProduceMessage,
+        outbox: Outbox,
+        permit: OwnedSemaphorePermit,
+        mut span: Span,
+    ) {
         let ProduceMessage {
             request,
             partition,
@@ -343,12 +383,17 @@ impl Driver {
             deadline_ms,
             batch,
         } = produce;
+        self.settings.metrics.request(Request::Produce);
         if !self.owners.contains_key(&partition) {
-            let result = Err(not_owner(partition, self.settings.records.me));
+            let failure = not_owner(partition, self.settings.records.me);
+            span.fail(&failure);
+            self.settings.metrics.failure(Request::Produce, failure.code);
+            let result = Err(failure);
             outbox.send(FromBroker::Produced { request, result });
             return;
         }
         self.settings.metrics.produced_bytes.inc_by(batch.len() as u64);
+        self.settings.metrics.produced_batches.inc();
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
         let silent = acks == forebay_proto::data::front::Acks::None;
@@ -356,10 +401,15 @@ impl Driver {
             request,
             outbox,
             silent,
-            started_ms: self.now_ms,
+            started: self.settings.clock.monotonic(),
             _permit: permit,
         };
         self.waiters.insert(ticket, waiter);
+        let traced = span.is_some();
+        if traced {
+            let to = (partition, epoch, self.settings.records.me);
+            self.traces.begin(to, ticket, &batch, span);
+        }
         let deadline_ms = self.now_ms + u64::from(deadline_ms);
         let produce = Produce {
             ticket,
@@ -367,20 +417,25 @@ impl Driver {
             acks,
             deadline_ms,
             batch,
+            traced,
         };
         self.with_owner(partition, |owner, ctx| owner.on_produce(produce, ctx));
         self.touched.insert(partition);
     }
 
-    fn answer(&mut self, ticket: Ticket, result: Result<Offset, Failure>) {
+    fn answer(&mut self, partition: PartitionId, ticket: Ticket, result: Result<Offset, Failure>) {
+        self.traces.answered(partition, ticket, &result);
         let Some(waiter) = self.waiters.remove(&ticket) else {
             return;
         };
-        let waited_ms = self.now_ms.saturating_sub(waiter.started_ms);
+        let waited = self.settings.clock.monotonic().saturating_sub(waiter.started);
         self.settings
             .metrics
             .produce_latency
-            .observe(Duration::from_millis(waited_ms).as_secs_f64());
+            .observe(waited.as_secs_f64());
+        if let Err(failure) = &result {
+            self.settings.metrics.failure(Request::Produce, failure.code);
+        }
         if !waiter.silent {
             waiter.outbox.send(FromBroker::Produced {
                 request: waiter.request,
@@ -396,7 +451,13 @@ impl Driver {
                 generation,
                 frame,
             } => {
-                self.append(node, ToNode::Append { generation, frame });
+                let trace = self.traces.on_append(partition, &frame.header);
+                let append = ToNode::Append { generation, frame };
+                let message = match trace {
+                    Some(context) => ToNode::Traced(Box::new((context, append))),
+                    None => append,
+                };
+                self.append(node, message);
             }
             Action::Commit {
                 node,
@@ -428,7 +489,8 @@ impl Driver {
             Action::Offload { segment, urged } => self.on_offload(partition, *segment, urged),
             Action::Fold(retention) => self.on_fold(partition, retention),
             Action::Store(next) => self.store(partition, next),
-            Action::Answer { ticket, result } => self.answer(ticket, result),
+            Action::Answer { ticket, result } => self.answer(partition, ticket, result),
+            Action::Placed { ticket, base, end } => self.traces.placed(partition, ticket, base, end),
             Action::Visible(_) => {
                 self.visible.insert(partition);
             }
@@ -466,6 +528,7 @@ impl Driver {
             return;
         }
         tracing::info!(%partition, epoch = %record.epoch, "takes partition");
+        self.takes_over(partition);
         let mut out = std::mem::take(&mut self.actions);
         self.nonce = self.nonce.wrapping_add(1);
         let mut ctx = Context {
@@ -491,10 +554,14 @@ impl Driver {
             .metrics
             .partitions
             .set(i64::try_from(self.owners.len()).unwrap_or(i64::MAX));
+        // One that has nothing to recover serves at once.
+        self.took_over(partition);
     }
 
     fn on_released(&mut self, partition: PartitionId, why: &str) {
         tracing::info!(%partition, why, "releases partition");
+        self.taking.remove(&partition);
+        self.settings.metrics.released.inc();
         if let Some(owner) = self.owners.remove(&partition) {
             self.cached_bytes -= owner.cache().bytes();
         }
@@ -608,6 +675,7 @@ impl Driver {
                 refusal,
             } => {
                 tracing::warn!(%node, %segment, number, ?refusal, "storage node did not take a frame");
+                self.settings.metrics.refused(refusal);
                 self.with_owner(segment.partition, |owner, ctx| {
                     owner.on_not_taken(node, segment, refusal, ctx)
                 });
@@ -699,16 +767,18 @@ impl Driver {
 
     // ---- fetch -------------------------------------------------------------------------------
 
-    fn on_fetch(&mut self, fetch: Fetch, outbox: Outbox, permit: OwnedSemaphorePermit) {
+    fn on_fetch(&mut self, fetch: Fetch, outbox: Outbox, permit: OwnedSemaphorePermit, span: Span) {
         let deadline_ms = self.now_ms + u64::from(fetch.max_wait_ms);
+        self.settings.metrics.request(Request::Fetch);
         if fetch.max_wait_ms == 0 || self.is_enough(&fetch) {
-            return self.serve(&fetch, &outbox);
+            return self.serve(&fetch, &outbox, span);
         }
         self.fetches.add(Waiting {
             fetch,
             outbox,
             deadline_ms,
             _permit: permit,
+            span,
         });
     }
 
@@ -719,7 +789,7 @@ impl Driver {
                 .get(key)
                 .is_some_and(|waiting| self.is_enough(&waiting.fetch));
         if ready && let Some(waiting) = self.fetches.take(key) {
-            self.serve(&waiting.fetch, &waiting.outbox);
+            self.serve(&waiting.fetch, &waiting.outbox, waiting.span);
         }
     }
 
@@ -754,7 +824,7 @@ impl Driver {
         min == 0
     }
 
-    fn serve(&self, fetch: &Fetch, outbox: &Outbox) {
+    fn serve(&self, fetch: &Fetch, outbox: &Outbox, mut span: Span) {
         let mut left = fetch.max_bytes as usize;
         let mut first = true;
         let mut partitions = Vec::with_capacity(fetch.partitions.len());
@@ -770,7 +840,15 @@ impl Driver {
                 left = left.saturating_sub(bytes);
                 self.settings.metrics.fetched_bytes.inc_by(bytes as u64);
             }
+            if let Err(failure) = &fetched {
+                self.settings.metrics.failure(Request::Fetch, failure.code);
+            }
             partitions.push(fetched);
+        }
+        if span.is_some() {
+            let served = (fetch.max_bytes as usize).saturating_sub(left);
+            span.set_number("forebay.broker", self.settings.records.me.0.into());
+            span.set_number("messaging.message.body.size", served as u64);
         }
         outbox.send(FromBroker::Fetched {
             request: fetch.request,

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use forebay_proto::data::front::Fetch;
 use forebay_record::PartitionId;
+use forebay_runtime::trace::Span;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::message::Outbox;
@@ -16,6 +17,8 @@ pub struct Waiting {
     pub deadline_ms: u64,
     /// Held until the fetch is answered or given up.
     pub _permit: OwnedSemaphorePermit,
+    /// Ends with it.
+    pub span: Span,
 }
 
 /// All fetches that wait; bounded by the requests that connections may have open.
@@ -51,6 +54,11 @@ impl Fetches {
             }
         }
         Some(waiting)
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
     }
 
     /// A fetch that waits.

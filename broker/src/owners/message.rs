@@ -6,6 +6,7 @@ use forebay_proto::data::link::{LinkSender, TrySendError};
 use forebay_proto::data::replica::Uploaded;
 use forebay_record::state::PartitionState;
 use forebay_record::{Epoch, Offset, PartitionId};
+use forebay_runtime::trace::Span;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::nodes::NodeEvent;
@@ -78,6 +79,8 @@ pub enum Command {
         outbox: Outbox,
         /// Counts against the connection's open requests until it is answered.
         permit: OwnedSemaphorePermit,
+        /// The broker's work on it.
+        span: Span,
     },
     /// A fetch.
     Fetch {
@@ -87,6 +90,8 @@ pub enum Command {
         outbox: Outbox,
         /// As above.
         permit: OwnedSemaphorePermit,
+        /// As above.
+        span: Span,
     },
     /// A fetch is given up.
     CancelFetch {

@@ -7,16 +7,20 @@
 //! 4. [`fetches`]: fetches that wait for data.
 //! 5. [`offloads`]: copies of sealed segments on their way into the object store.
 //! 6. [`topics`]: configurations that change while partitions are owned, and what is told of them.
+//! 7. [`traces`]: spans of the produces that belong to a recorded trace.
+//! 8. [`census`]: what all of them have and how it is, for metrics.
 //!
 //! One task owns it all, so nothing is locked; awaiting happens in its loop only.
 
 mod calls;
+mod census;
 mod driver;
 mod fetches;
 mod message;
 mod offloads;
 mod positions;
 mod topics;
+mod traces;
 
 pub use driver::{Driver, Settings};
 pub use message::{Command, Outbox, Summary};

@@ -18,6 +18,7 @@ use forebay_record::{Epoch, NodeId, Offset, PartitionId};
 use super::calls::{CALL_TIMEOUT_MS, Call, Question, QuestionKind};
 use super::driver::{Driver, not_owner};
 use super::message::{Command, Outbox};
+use crate::metrics::Request;
 
 impl Driver {
     pub(super) fn on_offsets(
@@ -31,6 +32,7 @@ impl Driver {
         let owner = match self.serving(partition, epoch) {
             Ok(owner) => owner,
             Err(failure) => {
+                self.settings.metrics.failure(Request::Offsets, failure.code);
                 return outbox.send(FromBroker::Offsets {
                     request,
                     result: Err(failure),
@@ -162,6 +164,9 @@ impl Driver {
 
     fn answer_question(&mut self, key: u64, result: Result<Option<Offset>, Failure>) {
         if let Some(question) = self.calls.answered(key) {
+            if let Err(failure) = &result {
+                self.settings.metrics.failure(Request::Offsets, failure.code);
+            }
             question.outbox.send(FromBroker::Offsets {
                 request: question.request,
                 result,

@@ -30,6 +30,8 @@ pub struct Produce {
     pub deadline_ms: u64,
     /// One batch.
     pub batch: Bytes,
+    /// The driver wants to know where it is placed: [`Action::Placed`].
+    pub traced: bool,
 }
 
 /// A storage node as the broker sees it.
@@ -127,6 +129,15 @@ pub enum Action {
         ticket: Ticket,
         /// Offset of the first record.
         result: Result<Offset, Failure>,
+    },
+    /// A traced produce has its offsets; frames that hold them follow.
+    Placed {
+        /// Which.
+        ticket: Ticket,
+        /// Its first record's.
+        base: Offset,
+        /// After its last record.
+        end: Offset,
     },
     /// Records below this offset may be read now.
     Visible(Offset),

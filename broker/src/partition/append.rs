@@ -99,6 +99,7 @@ impl Owner {
             acks,
             deadline_ms,
             batch,
+            traced,
             ..
         } = produce;
         match self.place(&batch) {
@@ -106,6 +107,9 @@ impl Owner {
                 let bytes = batch.len() as u64;
                 self.undecided_bytes += bytes;
                 self.staged.push(Staged { end, chunks });
+                if traced {
+                    ctx.out.push(Action::Placed { ticket, base, end });
+                }
                 let answer = if acks == Acks::None {
                     ctx.out.push(Action::Answer {
                         ticket,

@@ -21,5 +21,5 @@ mod tests;
 mod writer;
 
 pub use action::{Action, Context, Folded, NodeView, Nodes, Produce, Retention, Stored, Ticket};
-pub use owner::{Config, Owner};
+pub use owner::{Config, Health, Owner};
 pub use tail::{Found, Tail};

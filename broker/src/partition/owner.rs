@@ -15,7 +15,7 @@ use forebay_meta::model::{Partition, Segment, TopicConfig};
 use forebay_proto::data::front::Acks;
 use forebay_record::{BrokerId, Epoch, NodeId, Offset, SessionId};
 
-use super::action::{Context, Produce, Ticket};
+use super::action::{Context, Nodes, Produce, Ticket};
 use super::past::Past;
 use super::tail::Tail;
 use super::takeover::Recovery;
@@ -99,6 +99,17 @@ pub(super) enum Phase {
     Resigning,
     /// Over.
     Released,
+}
+
+/// How many replicas of a partition's open segment can take frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// All that there should be.
+    Whole,
+    /// Fewer, and enough to commit.
+    UnderReplicated,
+    /// Too few to commit anything.
+    WithoutQuorum,
 }
 
 /// How the segment being prepared will enter the chain.
@@ -299,6 +310,22 @@ impl Owner {
     #[must_use]
     pub const fn undecided_bytes(&self) -> u64 {
         self.undecided_bytes
+    }
+
+    /// Bytes that wait for a place in the window.
+    #[must_use]
+    pub const fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes
+    }
+
+    /// How the open segment's replicas are; a partition without one is whole.
+    #[must_use]
+    pub fn health(&self, nodes: &Nodes) -> Health {
+        match &self.linked {
+            Some(writer) if writer.is_stuck(nodes) => Health::WithoutQuorum,
+            Some(writer) if writer.healthy(nodes) < self.config.replicas => Health::UnderReplicated,
+            _ => Health::Whole,
+        }
     }
 
     /// The open segment and its committed offset, where its link is confirmed.

@@ -253,7 +253,7 @@ impl World {
                     );
                     self.visible = offset;
                 }
-                Action::Released { .. } => {}
+                Action::Released { .. } | Action::Placed { .. } => {}
                 Action::Offload { segment, .. } => self.send_out(Errand::Copy(segment)),
                 Action::Fold(retention) => self.send_out(Errand::Fold(retention)),
                 Action::ReadState => self.send_out(Errand::State),
@@ -470,6 +470,7 @@ impl World {
             acks: Acks::All,
             deadline_ms,
             batch,
+            traced: false,
         };
         self.act(|owner, ctx| {
             owner.on_produce(produce, ctx);

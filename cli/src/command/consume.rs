@@ -291,6 +291,7 @@ mod tests {
             timestamp_ms: 9,
             key: None,
             value: Some(value.to_vec().into()),
+            trace: None,
             headers: OwnedHeaders::default(),
         }
     }

@@ -21,7 +21,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use forebay_runtime::config::{ConfigError, Validate as _};
-use forebay_runtime::telemetry::{self, TelemetryConfig, TelemetryGuard};
+use forebay_runtime::random::OsRandom;
+use forebay_runtime::telemetry::{self, Service, TelemetryConfig, TelemetryGuard};
 
 use crate::output::ReaderGone;
 
@@ -125,7 +126,7 @@ impl Cli {
         };
         let logs = match &self.command {
             Command::Serve(_) | Command::Standalone(_) | Command::Config(_) => None,
-            _ => Some(log(&quiet(log_level.clone()))?),
+            _ => Some(log(&quiet(log_level.clone()), &command_line())?),
         };
         let outcome = match self.command {
             Command::Quickstart(args) => Box::pin(quickstart::run(args)).await,
@@ -156,9 +157,18 @@ fn parse_log_level(text: &str) -> Result<String, ConfigError> {
     Ok(text.to_owned())
 }
 
+/// What a command that serves nothing is called.
+fn command_line() -> Service {
+    Service {
+        name: "forebay-cli".to_owned(),
+        instance: format!("pid-{}", std::process::id()),
+        namespace: "forebay".to_owned(),
+    }
+}
+
 /// Begins to log.
-fn log(config: &TelemetryConfig) -> anyhow::Result<TelemetryGuard> {
-    Ok(telemetry::init(config)?)
+fn log(config: &TelemetryConfig, service: &Service) -> anyhow::Result<TelemetryGuard> {
+    Ok(telemetry::init(config, service, &OsRandom)?)
 }
 
 #[cfg(test)]

@@ -25,8 +25,9 @@ pub struct ServeArgs {
 pub async fn run(args: ServeArgs, log_level: Option<String>) -> anyhow::Result<()> {
     let roles = once_each(args.roles)?;
     let layers = lifetime::layers(&args.configs, &args.settings, log_level)?;
-    let logs = log(&layers.load::<Config>()?.telemetry)?;
-    let running = start_roles(&roles, &layers).await?;
+    let config: Config = layers.load()?;
+    let logs = log(&config.telemetry, &config.service(&roles))?;
+    let running = start_roles(&roles, &layers, logs.tracer()).await?;
     let named: Vec<_> = roles.iter().map(ToString::to_string).collect();
     info!(roles = named.join(","), grpc = %running.grpc_address(), admin = %running.admin_address(), "ready");
     let served = lifetime::serve(running).await;

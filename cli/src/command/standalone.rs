@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tracing::info;
 
 use super::{lifetime, log};
-use crate::server::{Config, StandaloneOptions, start_standalone};
+use crate::server::{Config, Role, StandaloneOptions, start_standalone};
 
 /// Where it keeps and serves what it has.
 #[derive(Debug, clap::Args)]
@@ -28,13 +28,14 @@ pub struct StandaloneArgs {
 /// Serves until stopped.
 pub async fn run(args: StandaloneArgs, log_level: Option<String>) -> anyhow::Result<()> {
     let config: Config = lifetime::layers(&[], &args.settings, log_level)?.load()?;
-    let logs = log(&config.telemetry)?;
+    let logs = log(&config.telemetry, &config.service(&Role::ALL))?;
     let data = args.data.clone();
     let running = start_standalone(StandaloneOptions {
         data_dir: args.data,
         grpc_listen: args.listen.unwrap_or(config.listen.grpc),
         admin_listen: args.admin_listen.unwrap_or(config.listen.admin),
         config,
+        tracer: logs.tracer(),
     })
     .await?;
     info!(grpc = %running.grpc_address(), admin = %running.admin_address(), data = %data.display(), "ready");

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use forebay_meta::session::CONFIGURED_BROKER_ID_MAX;
 use forebay_runtime::config::{ByteSize, ConfigError, HumanDuration, Validate};
-use forebay_runtime::telemetry::TelemetryConfig;
+use forebay_runtime::telemetry::{Service, TelemetryConfig};
 use forebay_tier::{CacheConfig, ObjectStoreConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -219,6 +219,8 @@ pub struct ProxySection {
     pub memory_bytes: ByteSize,
     /// Most bytes that a batch may have when decompressed.
     pub decompressed_bytes_max: ByteSize,
+    /// Topics that are counted by name in metrics; the others share one series.
+    pub topic_metrics_max: usize,
 }
 
 impl Default for ProxySection {
@@ -227,6 +229,43 @@ impl Default for ProxySection {
             id: String::new(),
             memory_bytes: ByteSize::mib(512),
             decompressed_bytes_max: ByteSize::mib(64),
+            topic_metrics_max: 200,
+        }
+    }
+}
+
+impl Config {
+    /// What a process of these roles is called in its traces, where the configuration does not say.
+    #[must_use]
+    pub fn service(&self, roles: &[Role]) -> Service {
+        let all = Role::ALL.iter().all(|role| roles.contains(role));
+        let mut names: Vec<_> = roles.iter().map(ToString::to_string).collect();
+        if all {
+            names = vec!["standalone".to_owned()];
+        }
+        let mut instance: Vec<_> = roles
+            .iter()
+            .filter_map(|role| match role {
+                Role::Broker => Some(format!("broker-{}", self.broker.id)),
+                Role::Storage => Some(format!("node-{}", self.storage.id)),
+                Role::Proxy if !self.proxy.id.is_empty() => Some(self.proxy.id.clone()),
+                Role::Proxy | Role::Controller => None,
+            })
+            .collect();
+        if instance.is_empty() {
+            // Nothing but its address tells such a process from its like.
+            let host = self.listen.advertised_host.clone();
+            let host = host.unwrap_or_else(|| self.listen.grpc.ip().to_string());
+            instance.push(format!(
+                "{host}-{}-{}",
+                self.listen.grpc.port(),
+                std::process::id()
+            ));
+        }
+        Service {
+            name: format!("forebay-{}", names.join("-")),
+            instance: instance.join("+"),
+            namespace: self.cluster.name.clone(),
         }
     }
 }
@@ -290,6 +329,10 @@ impl Validate for Config {
             .validate()
             .map_err(|error| error.under("object_store"))?;
         self.cache.validate().map_err(|error| error.under("cache"))?;
+        if self.proxy.topic_metrics_max > 100_000 {
+            let why = format!("{} is more than 100000", self.proxy.topic_metrics_max);
+            return Err(ConfigError::invalid("proxy.topic_metrics_max", why));
+        }
         self.telemetry
             .validate()
             .map_err(|error| error.under("telemetry"))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use forebay_broker::Objects;
 use forebay_meta::cluster::{self, Cluster, ClusterSettings};
-use forebay_meta::store::{EmbeddedStore, EtcdOptions, EtcdStore, MetaStore};
+use forebay_meta::store::{EmbeddedStore, EtcdOptions, EtcdStore, MetaStore, MeteredStore};
 use forebay_proto::data::endpoint::{Dialer, Exchange, FrontProtocol, ReplicaProtocol};
 use forebay_runtime::admin_http::Readiness;
 use forebay_runtime::clock::{Clock, SystemClock};
@@ -14,6 +14,7 @@ use forebay_runtime::metrics::Metrics;
 use forebay_runtime::net::{MemNetwork, SystemConnector};
 use forebay_runtime::random::{OsRandom, Random};
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 use forebay_tier::{Bucket, Manifests, OpenError, Reader, StoreError};
 
 use super::config::Config;
@@ -26,6 +27,7 @@ pub struct Process {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: Arc<dyn Random>,
     pub(super) metrics: Metrics,
+    pub(super) tracer: Tracer,
     pub(super) readiness: Readiness,
     pub(super) tasks: Tasks,
     pub(super) connector: Arc<SystemConnector>,
@@ -36,11 +38,12 @@ pub struct Process {
 impl Process {
     /// The parts of a process on the machine's own clock and network.
     #[must_use]
-    pub fn new(name: &str) -> Self {
+    pub fn new(name: &str, tracer: Tracer) -> Self {
         Self {
             clock: Arc::new(SystemClock::new()),
             random: Arc::new(OsRandom),
             metrics: Metrics::new(),
+            tracer,
             readiness: Readiness::new(),
             tasks: Tasks::new(name),
             connector: Arc::new(SystemConnector::new(MemNetwork::new())),
@@ -76,7 +79,7 @@ impl Process {
             let store = EmbeddedStore::open(path, Arc::clone(&self.clock), &tasks)
                 .await
                 .with_context(|| format!("embedded metadata in {}", path.display()))?;
-            return Ok(Arc::new(store));
+            return Ok(self.metered(store));
         }
         let endpoints = config.metadata.etcd.clone();
         anyhow::ensure!(
@@ -85,7 +88,12 @@ impl Process {
         );
         let options = EtcdOptions::new(endpoints, &config.cluster.name);
         let store = EtcdStore::connect_within(options, &tasks, config.metadata.start_timeout.get()).await?;
-        Ok(Arc::new(store))
+        Ok(self.metered(store))
+    }
+
+    fn metered(&self, store: impl MetaStore) -> Arc<dyn MetaStore> {
+        let store = MeteredStore::new(Arc::new(store), Arc::clone(&self.clock), &self.metrics);
+        Arc::new(store)
     }
 
     /// Opens the object store that a configuration names, and tries it. One that does not answer now

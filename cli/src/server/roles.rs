@@ -19,7 +19,9 @@ use forebay_proto::v1::storage_node_server::StorageNodeServer;
 use forebay_proxy::{Cold, Control, Deps, Proxy, ProxyConfig};
 use forebay_record::{BrokerId, PartitionId};
 use forebay_runtime::config::{Layers, effective_toml};
+use forebay_runtime::grpc::GrpcMetrics;
 use forebay_runtime::net::Addr;
+use forebay_runtime::trace::Tracer;
 use forebay_storage_node::disk::DirectIo;
 use forebay_storage_node::{Config as StorageConfig, Environment, StorageNode};
 use forebay_tier::Collector;
@@ -35,15 +37,18 @@ use super::running::Running;
 /// Life of a proxy's session without a sign of life.
 const PROXY_SESSION_TTL: Duration = Duration::from_secs(10);
 
-/// Starts roles as a configuration file, the environment and flags say.
+/// Starts roles as a configuration file, the environment and flags say; their spans go to `tracer`.
 ///
 /// # Errors
 /// Where the configuration is wrong, a port is taken, or a role cannot start.
-pub async fn start_roles(roles: &[Role], layers: &Layers) -> anyhow::Result<Running> {
+pub async fn start_roles(roles: &[Role], layers: &Layers, tracer: Tracer) -> anyhow::Result<Running> {
     anyhow::ensure!(!roles.is_empty(), "no roles were given");
     let config: Config = layers.load()?;
-    start_with(Process::new("forebay"), roles, config, None).await
+    start_with(Process::new("forebay", tracer), roles, config, None).await
 }
+
+/// Methods of the standard health service, which every process serves.
+const HEALTH_METHODS: [&str; 2] = ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"];
 
 /// What is known once sockets are bound.
 struct Site {
@@ -65,6 +70,7 @@ pub(super) async fn start_with(
     let admin = bind(config.listen.admin, "listen.admin").await?;
     let grpc = bind(config.listen.grpc, "listen.grpc").await?;
     let (admin_address, grpc_address) = (admin.local_addr()?, grpc.local_addr()?);
+    forebay_runtime::process::register(&process.metrics, process.clock.as_ref());
     let servers = process.tasks.group("servers");
     let (metrics, readiness, stop) = (
         process.metrics.clone(),
@@ -152,11 +158,14 @@ pub(super) async fn start_with(
     };
     routes.add_service(reflection().build_v1().context("reflection")?);
     routes.add_service(reflection().build_v1alpha().context("reflection")?);
+    let methods = v1::methods().into_iter().chain(HEALTH_METHODS.map(str::to_owned));
+    let counted = GrpcMetrics::new(&process.metrics, Arc::clone(&process.clock), methods)
+        .around(routes.routes().into_axum_router());
     let stop = servers.token();
     // The server's own switch for this does not reach sockets that it is given: without it small
     // answers wait for the acknowledgement of the ones before, 40 ms at a time.
     let incoming = TcpIncoming::from(site.grpc).with_nodelay(Some(true));
-    let router = forebay_proxy::tune(tonic::transport::Server::builder()).add_routes(routes.routes());
+    let router = forebay_proxy::tune(tonic::transport::Server::builder()).add_routes(counted.into());
     servers.spawn_critical("grpc", async move {
         router
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
@@ -166,6 +175,7 @@ pub(super) async fn start_with(
         grpc: grpc_address,
         admin: admin_address,
         clock: process.clock,
+        metrics: process.metrics,
         tasks: process.tasks,
         servers,
         store: site.store,
@@ -270,6 +280,7 @@ async fn start_storage(
         clock: Arc::clone(&process.clock),
         random: Arc::clone(&process.random),
         metrics: process.metrics.clone(),
+        tracer: process.tracer.clone(),
         readiness: process.readiness.clone(),
         tasks: tasks.clone(),
     };
@@ -353,6 +364,7 @@ async fn start_broker(
         clock: Arc::clone(&process.clock),
         random: Arc::clone(&process.random),
         metrics: process.metrics.clone(),
+        tracer: process.tracer.clone(),
         tasks,
     };
     let ready = process.readiness.component(name);
@@ -372,6 +384,7 @@ async fn start_proxy(
         name: format!("proxy {}", site.control_address),
         memory_bytes: config.proxy.memory_bytes.as_u64(),
         decompressed_bytes_max: config.proxy.decompressed_bytes_max.as_usize(),
+        topic_metrics_max: config.proxy.topic_metrics_max,
         ..ProxyConfig::default()
     };
     let deps = Deps {
@@ -388,6 +401,7 @@ async fn start_proxy(
         clock: Arc::clone(&process.clock),
         random: Arc::clone(&process.random),
         metrics: process.metrics.clone(),
+        tracer: process.tracer.clone(),
         readiness: process.readiness.clone(),
         tasks: process.tasks.group("proxy"),
     };

@@ -10,6 +10,7 @@ use forebay_meta::session::Session;
 use forebay_meta::store::MetaStore;
 use forebay_proxy::Proxy;
 use forebay_runtime::clock::Clock;
+use forebay_runtime::metrics::Metrics;
 use forebay_runtime::tasks::Tasks;
 use forebay_storage_node::StorageNode;
 
@@ -23,6 +24,7 @@ pub struct Running {
     pub(super) grpc: SocketAddr,
     pub(super) admin: SocketAddr,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Metrics,
     pub(super) tasks: Tasks,
     pub(super) servers: Tasks,
     pub(super) store: Arc<dyn MetaStore>,
@@ -43,6 +45,12 @@ impl Running {
     #[must_use]
     pub const fn admin_address(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// What the process counts.
+    #[must_use]
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Waits until something in the process asks for its end; why.

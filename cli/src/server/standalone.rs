@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use forebay_runtime::config::ByteSize;
+use forebay_runtime::trace::Tracer;
 
 use super::config::{Config, Role};
 use super::process::Process;
@@ -25,6 +26,8 @@ pub struct StandaloneOptions {
     pub admin_listen: SocketAddr,
     /// The rest.
     pub config: Config,
+    /// Where spans go.
+    pub tracer: Tracer,
 }
 
 impl Default for StandaloneOptions {
@@ -36,6 +39,7 @@ impl Default for StandaloneOptions {
             grpc_listen: config.listen.grpc,
             admin_listen: config.listen.admin,
             config,
+            tracer: Tracer::off(),
         }
     }
 }
@@ -50,6 +54,7 @@ pub async fn start_standalone(options: StandaloneOptions) -> anyhow::Result<Runn
         grpc_listen,
         admin_listen,
         mut config,
+        tracer,
     } = options;
     std::fs::create_dir_all(&data_dir)
         .with_context(|| format!("cannot make the data folder {}", data_dir.display()))?;
@@ -72,5 +77,11 @@ pub async fn start_standalone(options: StandaloneOptions) -> anyhow::Result<Runn
         config.object_store.url = format!("file://{}", objects.display());
     }
     let metadata = data_dir.join("metadata.redb");
-    start_with(Process::new("standalone"), &Role::ALL, config, Some(&metadata)).await
+    start_with(
+        Process::new("standalone", tracer),
+        &Role::ALL,
+        config,
+        Some(&metadata),
+    )
+    .await
 }

@@ -9,6 +9,7 @@ use forebay_record::Offset;
 use forebay_record::batch::{DecodedBatch, Header, OwnedHeaders, OwnedRecordsIter};
 
 use super::ConsumeError;
+use crate::trace::{Receive, TraceContext};
 
 /// A batch as the service stores it. Its checksum has not been looked at.
 #[derive(Debug, Clone)]
@@ -40,6 +41,7 @@ pub struct ConsumedBatch {
     /// Exclusive.
     pub(super) until: Offset,
     pub(super) decoded: DecodedBatch,
+    pub(super) receive: Receive,
 }
 
 impl ConsumedBatch {
@@ -68,6 +70,7 @@ impl IntoIterator for ConsumedBatch {
             until: self.until,
             at: self.decoded.header().base_offset(),
             records: self.decoded.into_iter(),
+            receive: self.receive,
         }
     }
 }
@@ -81,6 +84,7 @@ pub struct ConsumedRecords {
     until: Offset,
     at: Offset,
     records: OwnedRecordsIter,
+    receive: Receive,
 }
 
 impl Iterator for ConsumedRecords {
@@ -107,7 +111,11 @@ impl Iterator for ConsumedRecords {
             if record.offset >= self.until {
                 return None;
             }
+            let trace = self
+                .receive
+                .record(&self.topic, self.partition, record.offset, &record.headers);
             return Some(Ok(ConsumerRecord {
+                trace,
                 topic: self.topic.clone(),
                 partition: self.partition,
                 offset: record.offset,
@@ -137,4 +145,7 @@ pub struct ConsumerRecord {
     pub value: Option<Bytes>,
     /// Headers, in order; names may repeat.
     pub headers: OwnedHeaders,
+    /// Names the span of its reception to the spans of what is done about it; none where its trace
+    /// is not recorded, or the client has no tracer.
+    pub trace: Option<Box<TraceContext>>,
 }

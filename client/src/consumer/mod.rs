@@ -31,6 +31,7 @@ use crate::config::ConfigError;
 use crate::error::Refusal;
 use crate::link::{Link, MESSAGE_BYTES_MAX};
 use crate::offsets::{self, OffsetsError, StartPosition};
+use crate::trace::{Receive, Span, SpanKind, TraceContext, Tracer, name_in};
 
 /// Partitions of one consumer.
 const PARTITIONS_MAX: usize = 100_000;
@@ -117,6 +118,7 @@ pub enum ConsumeError {
 struct Fetch {
     task: AbortOnDropHandle<Result<FetchResponse, Refusal>>,
     tickets: Vec<Ticket>,
+    span: Span,
 }
 
 /// Reads partitions. Dropping it ends its fetch.
@@ -130,6 +132,9 @@ pub struct Consumer {
     failing: Option<(Instant, u32, Instant)>,
     scratch: Scratch,
     spread: Spread,
+    tracer: Tracer,
+    /// How the batches that are handed out now were fetched.
+    receive: Receive,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -142,7 +147,7 @@ impl std::fmt::Debug for Consumer {
 }
 
 impl Consumer {
-    pub(crate) fn new(link: Link, config: ConsumerConfig) -> Result<Self, ConfigError> {
+    pub(crate) fn new(link: Link, config: ConsumerConfig, tracer: Tracer) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self {
             link: Arc::new(link),
@@ -153,6 +158,8 @@ impl Consumer {
             failing: None,
             scratch: Scratch::new(),
             spread: Spread::seeded(),
+            receive: Receive::off(),
+            tracer,
         })
     }
 
@@ -292,10 +299,14 @@ impl Consumer {
             match &mut self.fetch {
                 Some(fetch) => {
                     let answer = (&mut fetch.task).await;
-                    let tickets = self.fetch.take().map(|fetch| fetch.tickets).unwrap_or_default();
+                    let (tickets, span) = match self.fetch.take() {
+                        Some(Fetch { tickets, span, .. }) => (tickets, span),
+                        None => (Vec::new(), Span::none()),
+                    };
                     let answer = answer.unwrap_or_else(|error| {
                         Err(Refusal::new(ErrorCode::Internal, format!("fetch task: {error}")))
                     });
+                    self.receive = Receive::after(&self.tracer, span, answer.as_ref());
                     self.on_fetched(tickets, answer)?;
                     if self.config.prefetch {
                         self.start_fetch(Instant::now());
@@ -372,6 +383,7 @@ impl Consumer {
                 from: raw.from,
                 until,
                 decoded,
+                receive: self.receive.clone(),
             })),
             Err(source) => {
                 if let Some(assigned) = assigned {
@@ -397,8 +409,12 @@ impl Consumer {
         };
         let link = self.link.clone();
         let limit = self.config.max_wait + self.config.request_timeout;
-        let task = AbortOnDropHandle::new(tokio::spawn(async move { fetch(&link, limit, request).await }));
-        self.fetch = Some(Fetch { task, tickets });
+        let span = self.tracer.root(SpanKind::Client, || "fetch");
+        let context = span.context().cloned();
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            fetch(&link, limit, request, context.as_ref()).await
+        }));
+        self.fetch = Some(Fetch { task, tickets, span });
     }
 
     fn on_fetched(
@@ -452,9 +468,11 @@ async fn fetch(
     link: &Link,
     limit: std::time::Duration,
     request: FetchRequest,
+    context: Option<&TraceContext>,
 ) -> Result<FetchResponse, Refusal> {
     link.call_once(limit, &|channel| {
-        let request = request.clone();
+        let mut request = tonic::Request::new(request.clone());
+        name_in(request.metadata_mut(), context);
         async move {
             DataClient::new(channel)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)

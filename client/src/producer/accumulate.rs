@@ -119,6 +119,11 @@ impl Accumulator {
         self.batch_bytes = batch_bytes;
     }
 
+    /// Size at which batches are sealed.
+    pub(crate) const fn batch_bytes(&self) -> usize {
+        self.batch_bytes
+    }
+
     pub(crate) const fn is_open(&self) -> bool {
         self.open.is_some()
     }
@@ -155,6 +160,16 @@ impl Accumulator {
             .builder
             .append(timestamp_ms, record.key, record.value, record.headers);
         Some(appended.map(|()| (index, &mut material.settlement)))
+    }
+
+    /// Records of the open batch, and how many of them are traced.
+    pub(crate) fn open_counts(&self) -> (usize, usize) {
+        self.open.as_ref().map_or((0, 0), |open| {
+            let Material {
+                builder, settlement, ..
+            } = &open.material;
+            (builder.count() as usize, settlement.traced())
+        })
     }
 
     /// When the open batch is to be sealed.

@@ -29,6 +29,7 @@ use crate::backoff::Spread;
 use crate::config::ConfigError;
 use crate::error::Refusal;
 use crate::link::{ConnectError, Link};
+use crate::trace::{HEADERS_BYTES_MAX, Publish, Tracer};
 
 /// A sender that waited this long for memory asks for open batches to be sent as they are.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -142,7 +143,11 @@ enum Step {
 }
 
 impl Producer {
-    pub(crate) async fn start(link: Link, config: ProducerConfig) -> Result<Self, ProducerError> {
+    pub(crate) async fn start(
+        link: Link,
+        config: ProducerConfig,
+        tracer: Tracer,
+    ) -> Result<Self, ProducerError> {
         config.validate()?;
         let link = Arc::new(link);
         link.connected().await?;
@@ -151,7 +156,7 @@ impl Producer {
         } else {
             None
         };
-        let shared = Arc::new(Shared::new(config, identity));
+        let shared = Arc::new(Shared::new(config, identity, tracer));
         let sender = Sender::new(shared.clone(), link.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(sender.run()));
         let refresh_interval = shared.config.topic_refresh;
@@ -415,7 +420,13 @@ impl Inner {
                 max: topic.batch_bytes_max,
             });
         }
-        Ok(record_bytes_most(record))
+        // Room for the headers of a trace, should this record be part of one.
+        let trace = if self.shared.tracer.is_on() {
+            HEADERS_BYTES_MAX
+        } else {
+            0
+        };
+        Ok(record_bytes_most(record) + trace)
     }
 
     /// Puts a record into a partition's batch, opening one where that is needed.
@@ -457,17 +468,53 @@ impl Inner {
             self.shared.begin(partition, state, space);
         }
         let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
-        match state.append(record, timestamp_ms) {
-            Some(Ok((index, settlement))) => Ok(Step::Done(match want {
-                Want::Delivery => Some(settlement.delivery(index, timestamp_ms)),
-                Want::Count => {
-                    settlement.count();
-                    None
+        let publish = self.publish(partition, state, record);
+        let headers;
+        let mut with_trace = *record;
+        if let Some(publish) = &publish {
+            headers = publish.headers(record.headers);
+            with_trace.headers = &headers;
+        }
+        match state.append(&with_trace, timestamp_ms) {
+            Some(Ok((index, settlement))) => {
+                if let Some(publish) = publish {
+                    settlement.trace(index, publish.span);
                 }
-            })),
+                Ok(Step::Done(match want {
+                    Want::Delivery => Some(settlement.delivery(index, timestamp_ms)),
+                    Want::Count => {
+                        settlement.count();
+                        None
+                    }
+                }))
+            }
             Some(Err(error)) => Err(error.into()),
             None => Err(SendError::Closed),
         }
+    }
+
+    /// The span of a record, where its trace is recorded. Without a trace of the application's own
+    /// only the first record of a batch may begin one: that costs nothing per record.
+    fn publish(
+        &self,
+        partition: &Partition,
+        state: &Accumulator,
+        record: &ProducerRecord<'_>,
+    ) -> Option<Publish> {
+        let tracer = &self.shared.tracer;
+        if !tracer.is_on() {
+            return None;
+        }
+        let (records, traced) = state.open_counts();
+        let may_begin = records == 0 && record_bytes_most(record) + HEADERS_BYTES_MAX <= state.batch_bytes();
+        Publish::begin(
+            tracer,
+            &partition.topic,
+            partition.number,
+            record,
+            may_begin,
+            traced,
+        )
     }
 
     fn seal_full(&self, partition: &Partition, state: &mut Accumulator) {

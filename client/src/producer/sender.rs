@@ -336,6 +336,7 @@ impl Sender {
                     topic,
                     partition,
                     batch: batch.bytes.clone(),
+                    trace: batch.settlement.context().cloned().map(Box::new),
                 },
             ));
         }

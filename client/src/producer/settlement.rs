@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use super::record::RecordMetadata;
 use crate::error::Refusal;
+use crate::trace::{Span, TraceContext};
 
 /// Why a record is not known to be delivered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -241,6 +242,8 @@ pub(crate) struct Settlement {
     /// Whether it was handed to a connection.
     pub sent: bool,
     settled: bool,
+    /// Of records whose traces are recorded, by their place in the batch.
+    spans: Vec<(u32, Span)>,
 }
 
 impl Settlement {
@@ -255,12 +258,33 @@ impl Settlement {
             enqueued: 0,
             sent: false,
             settled: false,
+            spans: Vec::new(),
         }
     }
 
     /// Counts a record whose outcome flushing reports.
     pub(crate) const fn count(&mut self) {
         self.enqueued += 1;
+    }
+
+    /// How many records are traced.
+    pub(crate) fn traced(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// A record's span ends with its outcome. The batch travels under the first of them.
+    pub(crate) fn trace(&mut self, index: u32, mut span: Span) {
+        if span.is_some() {
+            if let Some(first) = self.context() {
+                span.link(first);
+            }
+            self.spans.push((index, span));
+        }
+    }
+
+    /// The span that the service's spans of this batch belong to.
+    pub(crate) fn context(&self) -> Option<&TraceContext> {
+        self.spans.first().and_then(|(_, span)| span.context())
     }
 
     /// The outcome of a record.
@@ -321,6 +345,13 @@ impl Settlement {
         }
         self.ledger
             .leave(self.epoch, self.enqueued, outcome.as_ref().err());
+        for (index, mut span) in self.spans.drain(..) {
+            match &outcome {
+                Ok(Some(base)) => span.set_number("forebay.offset", base.0.saturating_add(index.into())),
+                Ok(None) => {}
+                Err(error) => span.fail(error),
+            }
+        }
         if let Some(shared) = self.shared.take() {
             let waiting = {
                 let mut state = shared.state.lock();

@@ -20,6 +20,7 @@ use super::accumulate::{Accumulator, Material};
 use super::config::ProducerConfig;
 use super::partition::Cursor;
 use super::settlement::{Ledger, Settlement};
+use crate::trace::Tracer;
 
 /// Memory of the builders kept for the next batch, beside `buffer_bytes_max`; at least one is.
 const BUILDERS_KEPT_BYTES_MAX: usize = 4 << 20;
@@ -144,13 +145,14 @@ pub(crate) struct Shared {
     pub memory: Arc<Semaphore>,
     pub wake: Notify,
     pub closed: AtomicBool,
+    pub tracer: Tracer,
     builders: Mutex<Vec<Builder>>,
     inbox: Mutex<Inbox>,
     topics: RwLock<HashMap<Arc<str>, Arc<Topic>>>,
 }
 
 impl Shared {
-    pub(crate) fn new(config: ProducerConfig, identity: Option<Identity>) -> Self {
+    pub(crate) fn new(config: ProducerConfig, identity: Option<Identity>, tracer: Tracer) -> Self {
         Self {
             memory: Arc::new(Semaphore::new(config.buffer_bytes_max)),
             config,
@@ -158,6 +160,7 @@ impl Shared {
             ledger: Arc::new(Ledger::default()),
             wake: Notify::new(),
             closed: AtomicBool::new(false),
+            tracer,
             builders: Mutex::new(Vec::new()),
             inbox: Mutex::new(Inbox {
                 identity,

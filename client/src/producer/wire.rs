@@ -28,6 +28,7 @@ use tonic::{Status, Streaming};
 
 use crate::error::{Refusal, is_transport};
 use crate::link::{ConnectError, Connected, Link, MESSAGE_BYTES_MAX};
+use crate::trace::TraceContext;
 
 /// Requests that wait for the connection.
 const REQUESTS_QUEUED_MAX: usize = 4;
@@ -46,6 +47,8 @@ mod field {
     pub(super) const TOPIC: u32 = 1;
     pub(super) const PARTITION: u32 = 2;
     pub(super) const BATCH: u32 = 3;
+    pub(super) const TRACEPARENT: u32 = 5;
+    pub(super) const TRACESTATE: u32 = 6;
 }
 
 /// One partition's part of a request.
@@ -54,6 +57,8 @@ pub(crate) struct Part {
     pub topic: Arc<str>,
     pub partition: u32,
     pub batch: Bytes,
+    /// The span that sends it.
+    pub trace: Option<Box<TraceContext>>,
 }
 
 /// A produce request as the pieces that go onto the wire, gRPC's own prefix included.
@@ -69,8 +74,17 @@ pub(crate) fn encode(request_id: u64, acks: Acks, timeout_ms: u32, parts: &[Part
     for part in parts {
         let (topic, batch) = (part.topic.len(), part.batch.len());
         let partition = u64::from(part.partition);
+        let traceparent = part.trace.as_ref().map(|trace| trace.traceparent());
+        let tracestate = part.trace.as_ref().and_then(|trace| trace.tracestate());
+        let texts = [
+            (field::TRACEPARENT, traceparent.as_deref()),
+            (field::TRACESTATE, tracestate),
+        ];
+        let texts = texts.iter().filter_map(|(field, text)| Some((*field, (*text)?)));
         // Every tag here is below 16 and so takes one byte.
-        let len = 3
+        let text_len = |(_, text): (u32, &str)| 1 + encoded_len_varint(text.len() as u64) + text.len();
+        let len = texts.clone().map(text_len).sum::<usize>()
+            + 3
             + encoded_len_varint(topic as u64)
             + topic
             + encoded_len_varint(partition)
@@ -80,6 +94,10 @@ pub(crate) fn encode(request_id: u64, acks: Acks, timeout_ms: u32, parts: &[Part
         put_len(&mut head, field::TOPIC, topic);
         head.put_slice(part.topic.as_bytes());
         put_number(&mut head, field::PARTITION, partition);
+        for (field, text) in texts {
+            put_len(&mut head, field, text.len());
+            head.put_slice(text.as_bytes());
+        }
         put_len(&mut head, field::BATCH, batch);
         if batch < COPY_BYTES_MAX {
             head.put_slice(&part.batch);
@@ -362,14 +380,15 @@ mod tests {
         fn the_pieces_are_the_message_that_the_generated_code_would_send(
             request_id: u64,
             timeout_ms: u32,
-            parts in prop::collection::vec(("[a-z]{1,300}", any::<u32>(), 0usize..10_000), 0..6),
+            parts in prop::collection::vec(("[a-z]{1,300}", any::<u32>(), 0usize..10_000, any::<bool>(), "[a-z=]{0,9}"), 0..6),
         ) {
             let parts: Vec<Part> = parts
                 .into_iter()
-                .map(|(topic, partition, len)| Part {
+                .map(|(topic, partition, len, traced, state)| Part {
                     topic: topic.into(),
                     partition,
                     batch: vec![partition as u8; len].into(),
+                    trace: TraceContext::new([5; 16], [6; 8], 1, &state).filter(|_| traced).map(Box::new),
                 })
                 .collect();
             let pieces = encode(request_id, Acks::One, timeout_ms, &parts);
@@ -387,6 +406,13 @@ mod tests {
                         topic: part.topic.to_string(),
                         partition: part.partition,
                         data: Some(Data::Batch(part.batch.clone())),
+                        traceparent: part.trace.as_ref().map(|trace| trace.traceparent()).unwrap_or_default(),
+                        tracestate: part
+                            .trace
+                            .as_ref()
+                            .and_then(|trace| trace.tracestate())
+                            .unwrap_or_default()
+                            .to_owned(),
                     })
                     .collect(),
             };
@@ -401,6 +427,7 @@ mod tests {
             topic: "t".into(),
             partition: 0,
             batch: batch.clone(),
+            trace: None,
         };
         let pieces = encode(1, Acks::All, 0, &[part]);
         assert!(

@@ -213,6 +213,7 @@ impl Candidate {
             probe: Arc::clone(&self.probe),
             patients: patients_rx,
             sick: sick_tx,
+            failed: self.metrics.pings_failed.clone(),
         };
         let leader = Leader {
             store: Arc::clone(&self.store),

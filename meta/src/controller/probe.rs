@@ -13,6 +13,7 @@ use forebay_runtime::clock::{Clock, timeout};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 
 use super::health::{Health, Illness, PING_EVERY, PING_TIMEOUT, ProbeError};
@@ -32,6 +33,8 @@ pub(super) struct Prober {
     pub(super) probe: Probe,
     pub(super) patients: watch::Receiver<Patients>,
     pub(super) sick: watch::Sender<Sick>,
+    /// Pings that failed.
+    pub(super) failed: Counter,
 }
 
 impl Prober {
@@ -99,6 +102,7 @@ impl Prober {
         };
         if let Err(error) = &outcome {
             tracing::debug!(broker = broker.0, session = session.0, %error, "ping failed");
+            self.failed.inc();
         }
         if judged.on_ping(now, outcome) {
             match judged.illness() {

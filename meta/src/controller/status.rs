@@ -59,6 +59,8 @@ pub(super) struct ControllerMetrics {
     pub(super) records_removed: Counter,
     pub(super) failures: Counter,
     pub(super) tick_seconds: Histogram,
+    pub(super) pings_failed: Counter,
+    pub(super) brokers: Gauge,
 }
 
 impl ControllerMetrics {
@@ -80,6 +82,8 @@ impl ControllerMetrics {
             wishes_written: metrics.counter("wishes_written", "Placement wishes written"),
             records_removed: metrics.counter("records_removed", "Partition records removed"),
             failures: metrics.counter("failures", "Failures that the controller went on from"),
+            pings_failed: metrics.counter("pings_failed", "Pings that brokers did not answer"),
+            brokers: metrics.gauge("brokers", "Brokers that have a session"),
             tick_seconds: metrics.latency_histogram("tick_seconds", "Time of one tick"),
         }
     }
@@ -93,6 +97,7 @@ impl ControllerMetrics {
             .count();
         self.leader.set(i64::from(status.leader));
         self.brokers_live.set(gauge(live));
+        self.brokers.set(gauge(status.brokers.len()));
         self.partitions.set(gauge(status.partitions));
         self.partitions_unplaced.set(gauge(status.unplaced));
         self.topics_draining.set(gauge(status.topics_draining));

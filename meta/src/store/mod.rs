@@ -15,6 +15,7 @@ mod embedded;
 mod error;
 mod etcd;
 mod lease;
+mod metered;
 mod types;
 mod watch;
 
@@ -27,6 +28,7 @@ pub use embedded::{EmbeddedStore, OpenError};
 pub use error::{BadRequest, LeaseError, ReadError, Regressed, TxnError, Unavailable, Unknown, WatchError};
 pub use etcd::{ConnectError, EtcdOptions, EtcdStore};
 pub use lease::LeaseKeeper;
+pub use metered::MeteredStore;
 pub use types::{
     Compare, Entry, LeaseId, Op, Page, Range, Revision, Txn, TxnReply, WatchBatch, WatchEvent, WatchKind,
 };

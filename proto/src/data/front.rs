@@ -5,9 +5,10 @@
 
 use bytes::Bytes;
 use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId};
+use forebay_runtime::trace::TraceContext;
 
 use super::Message;
-use super::wire::{Encoder, Reader, WireError};
+use super::wire::{Encoder, Reader, TRACED, WireError};
 use crate::error::Failure;
 use crate::v1::ErrorCode;
 
@@ -198,6 +199,8 @@ pub enum ToBroker {
         /// Segments that end at or before this are left out.
         from: Offset,
     },
+    /// Another message, as part of a trace that is recorded. All else is as if it came alone.
+    Traced(Box<(TraceContext, Self)>),
 }
 
 /// A message from a broker.
@@ -283,6 +286,7 @@ impl Message for ToBroker {
 
     fn encode(&self) -> Encoder {
         match self {
+            Self::Traced(traced) => traced.1.encode().traced(&traced.0),
             Self::Hello {
                 cluster,
                 peer,
@@ -352,6 +356,11 @@ impl Message for ToBroker {
 
     fn decode(kind: u8, id: u64, body: Bytes) -> Result<Self, WireError> {
         let mut reader = Reader::new(kind, body);
+        if kind & (TRACED | 0x40) == TRACED {
+            let context = reader.trace()?;
+            let message = Self::decode(kind & !TRACED, id, reader.rest())?;
+            return Ok(Self::Traced(Box::new((context, message))));
+        }
         let r = &mut reader;
         let message = match kind {
             1 => Self::Hello {

@@ -4,6 +4,9 @@
 //! 16 bytes and a body. [`replica`] is spoken with storage nodes, [`front`] with brokers.
 //! [`link`] carries either over TCP, a unix socket or memory: inside one process a message moves
 //! as it is, and no byte of it is encoded.
+//!
+//! A message that is part of a recorded trace carries the trace's context before its fields and says
+//! so in a bit of its kind; all others have neither field nor flag for it.
 
 pub mod endpoint;
 pub mod front;

@@ -7,10 +7,11 @@
 use bytes::Bytes;
 use forebay_record::frame::{ChainHash, Frame, FrameHeader, HEADER_LEN};
 use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
+use forebay_runtime::trace::TraceContext;
 use uuid::Uuid;
 
 use super::Message;
-use super::wire::{Encoder, Reader, WireError};
+use super::wire::{Encoder, Reader, TRACED, WireError};
 
 /// Segments in one fence, confirm or commit message.
 pub const ITEMS_MAX: usize = 65_536;
@@ -250,6 +251,8 @@ pub enum ToNode {
         /// What.
         upload: UploadRequest,
     },
+    /// Another message, as part of a trace that is recorded. All else is as if it came alone.
+    Traced(Box<(TraceContext, Self)>),
 }
 
 /// How far a node holds a segment durably.
@@ -413,6 +416,7 @@ impl Message for ToNode {
 
     fn encode(&self) -> Encoder {
         match self {
+            Self::Traced(traced) => traced.1.encode().traced(&traced.0),
             Self::Hello(hello) => {
                 let mut out = Encoder::new(1, 0);
                 out.u32(hello.incarnation)
@@ -502,6 +506,11 @@ impl Message for ToNode {
 
     fn decode(kind: u8, id: u64, body: Bytes) -> Result<Self, WireError> {
         let mut reader = Reader::new(kind, body);
+        if kind & (TRACED | 0x40) == TRACED {
+            let context = reader.trace()?;
+            let message = Self::decode(kind & !TRACED, id, reader.rest())?;
+            return Ok(Self::Traced(Box::new((context, message))));
+        }
         let reader_ref = &mut reader;
         let message = match kind {
             1 => Self::Hello(Hello {

@@ -9,6 +9,7 @@
 use bytes::{Bytes, BytesMut};
 use forebay_record::frame::{ChainHash, Frame, FrameKind, FrameSpec};
 use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
+use forebay_runtime::trace::TraceContext;
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt;
 
@@ -269,6 +270,25 @@ proptest! {
     }
 
     #[test]
+    fn any_message_survives_with_a_trace_context_and_is_as_long_without_one(
+        payload in prop::collection::vec(any::<u8>(), 1..300),
+        ids in prop::array::uniform16(1_u8..),
+        state in "[a-z=,]{0,40}",
+    ) {
+        let context = TraceContext::new(ids, [7; 8], 1, &state).unwrap();
+        for message in to_node(payload.clone()) {
+            let alone = bytes_of(&message);
+            prop_assert_eq!(alone[4] & 0x20, 0);
+            let traced = ToNode::Traced(Box::new((context.clone(), message)));
+            let bytes = bytes_of(&traced);
+            prop_assert_eq!(bytes.len(), alone.len() + 29 + state.len());
+            prop_assert_eq!(decode::<ToNode>(&bytes).unwrap(), traced);
+        }
+        let traced = ToBroker::Traced(Box::new((context, produce(payload))));
+        prop_assert_eq!(decode::<ToBroker>(&bytes_of(&traced)).unwrap(), traced);
+    }
+
+    #[test]
     fn arbitrary_bodies_never_panic(kind in any::<u8>(), id in any::<u64>(), body in prop::collection::vec(any::<u8>(), 0..300)) {
         let body = Bytes::from(body);
         let _ = ToNode::decode(kind, id, body.clone());
@@ -301,6 +321,23 @@ async fn receive(bytes: &[u8]) -> Result<Option<ToNode>, LinkError> {
 }
 
 const PREAMBLE: [u8; 8] = *b"FBDP\x01\0\x01\0";
+
+#[test]
+fn a_trace_context_without_ids_is_refused() {
+    let mut body = vec![0; 29];
+    body.extend_from_slice(&[1; 40]);
+    let refused = ToBroker::decode(2 | 0x20, 1, Bytes::from(body));
+    assert!(
+        matches!(
+            refused,
+            Err(WireError::Value {
+                field: "trace id",
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+}
 
 #[tokio::test]
 async fn a_stream_of_something_else_is_refused_by_its_first_bytes() {

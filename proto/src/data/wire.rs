@@ -3,6 +3,7 @@
 //! A reader never reaches past the message and never allocates more than the message is long.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use forebay_runtime::trace::TraceContext;
 
 /// Why a message does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -117,6 +118,20 @@ impl Reader {
         Ok(count)
     }
 
+    /// A trace context, as [`Encoder::traced`] puts it.
+    pub(crate) fn trace(&mut self) -> Result<TraceContext, WireError> {
+        let (trace, span) = (self.array("trace id")?, self.array("span id")?);
+        let flags = self.u8("trace flags")?;
+        let state = self.string("trace state")?;
+        TraceContext::new(trace, span, flags, &state).ok_or_else(|| self.value("trace id", 0))
+    }
+
+    fn array<const LEN: usize>(&mut self, field: &'static str) -> Result<[u8; LEN], WireError> {
+        let mut array = [0; LEN];
+        array.copy_from_slice(&self.bytes(LEN, field)?);
+        Ok(array)
+    }
+
     pub(crate) fn rest(&mut self) -> Bytes {
         std::mem::take(&mut self.body)
     }
@@ -146,8 +161,14 @@ pub struct Encoder {
     chunks: Vec<Bytes>,
 }
 
+/// Set in the kind of a message whose body begins with a trace context: trace id 16 bytes, span id
+/// 8 bytes, flags u8, state as a prefixed string. Kinds themselves are below it, or above 64.
+pub(crate) const TRACED: u8 = 0x20;
+
 /// Bytes of the envelope before each message: length u32, kind u8, version u8, zero u16, id u64.
 pub const ENVELOPE_LEN: usize = 16;
+/// Where the kind is in it.
+const KIND_AT: usize = 4;
 /// Longest message after its envelope: one frame of the largest size and its fields.
 pub const MESSAGE_LEN_MAX: usize = forebay_record::frame::PAYLOAD_LEN_MAX + (1 << 20);
 
@@ -199,6 +220,27 @@ impl Encoder {
             self.chunks.push(bytes);
         }
         self
+    }
+
+    /// The same message with a trace context before its fields.
+    pub(crate) fn traced(self, context: &TraceContext) -> Self {
+        let (envelope, fields) = self.head.split_at(ENVELOPE_LEN.min(self.head.len()));
+        let mut head = BytesMut::with_capacity(self.head.len() + 64);
+        head.extend_from_slice(envelope);
+        if let Some(kind) = head.get_mut(KIND_AT) {
+            *kind |= TRACED;
+        }
+        let mut out = Self {
+            head,
+            chunks: Vec::new(),
+        };
+        out.raw(&context.trace_id())
+            .raw(&context.span_id())
+            .u8(context.flags())
+            .prefixed(context.tracestate().unwrap_or_default().as_bytes())
+            .raw(fields);
+        out.chunks = self.chunks;
+        out
     }
 
     /// The message as pieces to write one after the other.

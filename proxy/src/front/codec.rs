@@ -166,6 +166,7 @@ mod tests {
             topic: "t".into(),
             partition: 1,
             data: Some(Data::Records(records)),
+            ..PartitionProduce::default()
         };
         ProduceRequest {
             request_id: 7,
@@ -197,6 +198,7 @@ mod tests {
             topic: "t".into(),
             partition: 1,
             data: Some(batch),
+            ..PartitionProduce::default()
         };
         let bytes = ProduceRequest {
             partitions: vec![partition],

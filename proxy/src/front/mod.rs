@@ -22,11 +22,20 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use forebay_runtime::permits::BytePermit;
+use forebay_runtime::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
+use tonic::codegen::http::HeaderMap;
 
 /// Longest message of a client, before gRPC's own five bytes.
 pub const MESSAGE_BYTES_MAX: usize = 72 << 20;
+
+/// The span that a call belongs to, as its metadata names it.
+pub(crate) fn trace_parent(metadata: &HeaderMap) -> Option<TraceContext> {
+    let parent = metadata.get(TRACEPARENT)?;
+    let state = metadata.get(TRACESTATE).map(|state| state.as_bytes());
+    TraceContext::parse(parent.as_bytes(), state)
+}
 
 /// Bytes granted to one message or answer; they go back when this is dropped.
 #[derive(Debug)]

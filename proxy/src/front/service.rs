@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use super::answer;
 use super::codec::ProduceCodec;
 use super::metered::{Metered, Metering};
-use super::{Intake, MESSAGE_BYTES_MAX};
+use super::{Intake, MESSAGE_BYTES_MAX, trace_parent};
 use crate::data::DataHandler;
 use crate::produce::stream::AnswerStream;
 
@@ -142,10 +142,11 @@ fn grpc() -> Grpc<ProduceCodec> {
 }
 
 async fn fetch(handler: DataHandler, request: http::Request<Body>, intake: Intake) -> http::Response<Body> {
+    let parent = trace_parent(request.headers());
     let mut requests =
         Streaming::new_request(FetchDecoder, request.into_body(), None, Some(QUESTION_BYTES_MAX));
     let answered = match requests.message().await {
-        Ok(Some(request)) => handler.fetch_answer(request).await,
+        Ok(Some(request)) => handler.fetch_answer(request, parent.as_ref()).await,
         Ok(None) => Err(Status::internal("fetch without a request")),
         Err(status) => Err(status),
     };

@@ -3,6 +3,7 @@
 use forebay_proto::data::endpoint::FrontProtocol;
 use forebay_proto::data::front::{FromBroker, ToBroker};
 use forebay_record::BrokerId;
+use forebay_runtime::trace::TraceContext;
 
 use super::{Identity, Speaks};
 
@@ -38,5 +39,9 @@ impl Speaks for FrontProtocol {
 
     fn cancel(request: u64) -> Option<ToBroker> {
         Some(ToBroker::CancelFetch(request))
+    }
+
+    fn traced(context: Box<TraceContext>, message: ToBroker) -> ToBroker {
+        ToBroker::Traced(Box::new((*context, message)))
     }
 }

@@ -24,6 +24,7 @@ use forebay_proto::v1::ErrorCode;
 use forebay_runtime::clock::{self, Clock};
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::{self, TraceContext};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -60,6 +61,8 @@ pub(crate) trait Speaks: Protocol {
     fn answers(message: &Self::Down) -> Option<u64>;
     /// Withdraws a request.
     fn cancel(request: u64) -> Option<Self::Up>;
+    /// The same message as part of a trace.
+    fn traced(context: Box<TraceContext>, message: Self::Up) -> Self::Up;
 }
 
 /// Something that happened to a session.
@@ -109,7 +112,11 @@ impl<P: Speaks> Session<P> {
             id,
             answered: false,
         };
-        if self.tx.send(make(id)).await.is_err() {
+        let message = match trace::current() {
+            Some(context) => P::traced(context, make(id)),
+            None => make(id),
+        };
+        if self.tx.send(message).await.is_err() {
             return Err(self.lost());
         }
         let answer = rx.await;

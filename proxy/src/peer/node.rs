@@ -3,6 +3,7 @@
 use forebay_proto::data::endpoint::ReplicaProtocol;
 use forebay_proto::data::replica::{FromNode, Hello, ToNode};
 use forebay_record::NodeId;
+use forebay_runtime::trace::TraceContext;
 
 use super::{Identity, Speaks};
 
@@ -47,5 +48,9 @@ impl Speaks for ReplicaProtocol {
 
     fn cancel(_: u64) -> Option<ToNode> {
         None
+    }
+
+    fn traced(context: Box<TraceContext>, message: ToNode) -> ToNode {
+        ToNode::Traced(Box::new((*context, message)))
     }
 }

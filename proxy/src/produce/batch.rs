@@ -112,14 +112,22 @@ fn not_built(error: BuildError) -> Failure {
     Failure::new(code, error.to_string())
 }
 
-/// The full check of a batch; gives its idempotent producer.
+/// What the rest of the proxy wants to know of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Checked {
+    /// Of idempotent batches.
+    pub producer: Option<ProducerId>,
+    pub records: u32,
+}
+
+/// The full check of a batch.
 pub(crate) fn check(
     batch: &Bytes,
     limits: &Limits,
     scratches: &Scratches,
     topic: &str,
     partition: u32,
-) -> Result<Option<ProducerId>, Failure> {
+) -> Result<Checked, Failure> {
     // Said before anything is read of it: what else is wrong with it matters less.
     if batch.len() > limits.batch_bytes_max {
         let (bytes, max) = (batch.len(), limits.batch_bytes_max);
@@ -138,7 +146,10 @@ pub(crate) fn check(
         );
         return Err(placed(what, topic, partition));
     }
-    Ok(header.producer().map(|stamp| stamp.id))
+    Ok(Checked {
+        producer: header.producer().map(|stamp| stamp.id),
+        records: header.record_count(),
+    })
 }
 
 fn refused(error: &BatchError) -> Failure {
@@ -299,7 +310,10 @@ mod tests {
         let batch = builder.finish(Some(stamp)).unwrap();
         assert_eq!(
             check(&batch, &LIMITS, &Scratches::default(), "t", 0).unwrap(),
-            Some(ProducerId(42))
+            Checked {
+                producer: Some(ProducerId(42)),
+                records: 1,
+            }
         );
     }
 

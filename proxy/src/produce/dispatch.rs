@@ -13,6 +13,7 @@ use forebay_proto::error::Failure;
 use forebay_proto::v1::{ErrorCode, RetryClass};
 use forebay_record::{BrokerId, Offset, PartitionId};
 use forebay_runtime::random::Random;
+use forebay_runtime::trace::TraceContext;
 
 use super::lane::{Entry, Gate, Lane, Step};
 use crate::routes::{Owner, TopicRoute};
@@ -45,6 +46,7 @@ pub(crate) enum Action<R> {
         broker: BrokerId,
         generation: u64,
         produce: Produce,
+        trace: Option<Box<TraceContext>>,
     },
     /// Make a session; an event tells how it went.
     Connect(BrokerId, Arc<str>),
@@ -73,7 +75,16 @@ pub(crate) struct Dispatch<R> {
     actions: Vec<Action<R>>,
     /// Reused between calls.
     steps: Vec<Step<R>>,
-    retries: u64,
+    retries: Retries,
+}
+
+/// Lanes that went back to sending.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Retries {
+    /// Because the route was wrong, or the owner lost.
+    pub elsewhere: u64,
+    /// For any other reason.
+    pub in_place: u64,
 }
 
 impl<R> Dispatch<R> {
@@ -87,7 +98,7 @@ impl<R> Dispatch<R> {
             random,
             actions: Vec::new(),
             steps: Vec::new(),
-            retries: 0,
+            retries: Retries::default(),
         }
     }
 
@@ -101,8 +112,13 @@ impl<R> Dispatch<R> {
         self.lanes.is_empty()
     }
 
+    /// Partitions with batches that wait or are in flight.
+    pub(crate) fn busy(&self) -> usize {
+        self.lanes.len()
+    }
+
     /// Lanes that went back to sending since last asked.
-    pub(crate) fn take_retries(&mut self) -> u64 {
+    pub(crate) fn take_retries(&mut self) -> Retries {
         std::mem::take(&mut self.retries)
     }
 
@@ -320,7 +336,13 @@ impl<R> Dispatch<R> {
             if stale && lane.tries <= 2 {
                 lane.gate = Gate::Route;
             }
-            self.retries += 1;
+            let retries = &mut self.retries;
+            let count = if stale {
+                &mut retries.elsewhere
+            } else {
+                &mut retries.in_place
+            };
+            *count += 1;
         }
         if let Gate::Resting { until, stale } = lane.gate
             && until <= now
@@ -379,6 +401,7 @@ impl<R> Dispatch<R> {
                     acks,
                     deadline,
                     batch,
+                    trace,
                 } => {
                     self.requests.insert(request, id);
                     let left = deadline.saturating_sub(now).as_millis();
@@ -395,6 +418,7 @@ impl<R> Dispatch<R> {
                         broker,
                         generation,
                         produce,
+                        trace,
                     }
                 }
             });

@@ -137,8 +137,14 @@ impl Driver {
                         broker,
                         generation,
                         produce,
+                        trace,
                     } => {
-                        work.send(broker, generation, ToBroker::Produce(produce));
+                        let produce = ToBroker::Produce(produce);
+                        let message = match trace {
+                            Some(context) => ToBroker::Traced(Box::new((*context, produce))),
+                            None => produce,
+                        };
+                        work.send(broker, generation, message);
                     }
                     Action::Connect(broker, address) => {
                         if let Standing::Resting(reason) = self.pool.ensure(broker, &address) {
@@ -160,7 +166,12 @@ impl Driver {
             }
             work.actions = actions;
         }
-        self.metrics.produce_retries.inc_by(work.dispatch.take_retries());
+        let retries = work.dispatch.take_retries();
+        self.metrics.retried(retries.elsewhere, retries.in_place);
+        let busy = work.dispatch.busy();
+        self.metrics
+            .lanes_busy
+            .set(i64::try_from(busy).unwrap_or(i64::MAX));
     }
 }
 

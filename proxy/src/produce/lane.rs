@@ -20,6 +20,7 @@ use forebay_proto::error::Failure;
 use forebay_proto::v1::{ErrorCode, RetryClass};
 use forebay_record::state::PRODUCER_BATCHES_MAX;
 use forebay_record::{Offset, PartitionId, ProducerId};
+use forebay_runtime::trace::TraceContext;
 
 use super::retry::{self, Tried, Verdict};
 use crate::routes::Owner;
@@ -43,6 +44,8 @@ pub(crate) struct Entry<R> {
     /// On the monotonic clock.
     pub deadline: Duration,
     pub reply: R,
+    /// Of the span that its owner's spans belong to.
+    pub trace: Option<Box<TraceContext>>,
     pub doubt: bool,
     pub last: Option<Failure>,
 }
@@ -113,6 +116,7 @@ pub(crate) enum Step<R> {
         acks: Acks,
         deadline: Duration,
         batch: Bytes,
+        trace: Option<Box<TraceContext>>,
     },
 }
 
@@ -217,6 +221,7 @@ impl<R> Lane<R> {
                 acks,
                 deadline: entry.deadline,
                 batch: entry.batch.clone(),
+                trace: entry.trace.clone(),
             });
             self.open += 1;
             self.open_bytes += entry.batch.len();

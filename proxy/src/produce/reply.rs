@@ -11,6 +11,7 @@ use std::time::Duration;
 use forebay_proto::error::Failure;
 use forebay_proto::v1::{self, ErrorCode, PartitionProduced, ProduceResponse};
 use forebay_record::Offset;
+use forebay_runtime::trace::Span;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -60,6 +61,8 @@ pub(crate) struct Reply {
     request: Arc<Request>,
     index: usize,
     answered: bool,
+    /// The proxy's whole work on the batch.
+    span: Span,
 }
 
 /// One reply for each batch of a request, given as topic and partition. None at all answers at
@@ -94,6 +97,7 @@ pub(crate) fn replies(opening: Opening, batches: impl Iterator<Item = (String, u
             request: Arc::clone(&request),
             index,
             answered: false,
+            span: Span::none(),
         })
         .collect();
     request.one_less();
@@ -125,15 +129,26 @@ impl Request {
 }
 
 impl Reply {
+    /// The span ends with the answer.
+    pub(crate) fn traced(mut self, span: Span) -> Self {
+        self.span = span;
+        self
+    }
+
     pub(crate) fn answer(mut self, result: Result<Offset, Failure>) {
         self.settle(result);
     }
 
     fn settle(&mut self, result: Result<Offset, Failure>) {
         self.answered = true;
-        if let Err(failure) = &result {
-            self.request.metrics.failure(failure.code);
+        match &result {
+            Ok(offset) => self.span.set_number("forebay.offset", offset.0),
+            Err(failure) => {
+                self.request.metrics.failure(failure.code);
+                self.span.fail(failure);
+            }
         }
+        drop(std::mem::take(&mut self.span));
         if let Some(slot) = self.request.held.lock().response.partitions.get_mut(self.index) {
             match result {
                 Ok(offset) => slot.base_offset = offset.0,

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::reply::{Done, Outlet};
 use super::submit::Arrival;
 use crate::core::{Call, Core, stopping};
-use crate::front::Intake;
+use crate::front::{Intake, trace_parent};
 use crate::metrics::ProxyMetrics;
 
 /// The answers of a stream.
@@ -130,6 +130,8 @@ impl Core {
                 outlet,
                 place,
                 admitted,
+                // A stream outlives any one span: its batches name theirs.
+                parent: None,
             })
             .await;
         }
@@ -142,6 +144,7 @@ impl Core {
     ) -> Result<Response<ProduceResponse>, Status> {
         let call = self.begin("produce")?;
         let intake = request.extensions().get::<Intake>().cloned().unwrap_or_default();
+        let parent = trace_parent(request.metadata().as_ref());
         let request = request.into_inner();
         if Acks::try_from(request.acks) == Ok(Acks::None) {
             let what = "a unary produce is answered, so it cannot ask for no acknowledgement";
@@ -155,6 +158,7 @@ impl Core {
             outlet,
             place: None,
             admitted,
+            parent,
         })
         .await;
         match done.recv().await {

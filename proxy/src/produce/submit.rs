@@ -10,10 +10,12 @@ use bytes::Bytes;
 use forebay_proto::error::Failure;
 use forebay_proto::v1::{Acks, ErrorCode, PartitionProduce, ProduceRequest, RetryClass};
 use forebay_record::batch::Limits;
+use forebay_runtime::trace::{Span, SpanKind, TraceContext};
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument as _;
 
 use super::Entry;
-use super::batch::{batch_of, check};
+use super::batch::{Checked, batch_of, check};
 use super::dispatch::{Destination, acks_of};
 use super::reply::{Opening, Outlet, replies};
 use crate::core::{Core, stopping};
@@ -34,6 +36,16 @@ pub(crate) struct Arrival {
     pub outlet: Outlet,
     pub place: Option<OwnedSemaphorePermit>,
     pub admitted: Option<Admitted>,
+    /// Of the span that sent the request, for batches that name none of their own.
+    pub parent: Option<TraceContext>,
+}
+
+/// A partition's part of a request.
+struct Part {
+    topic: String,
+    partition: u32,
+    batch: Result<Bytes, Failure>,
+    span: Span,
 }
 
 impl Core {
@@ -49,6 +61,7 @@ impl Core {
             outlet,
             place,
             admitted,
+            parent,
         } = arrival;
         let started = self.clock.monotonic();
         let acks = Acks::try_from(request.acks);
@@ -58,20 +71,33 @@ impl Core {
             ms => Duration::from_millis(ms.into()).min(TIMEOUT_MAX),
         };
         let deadline = started.saturating_add(timeout);
-        let batches = self.batches_of(request.partitions);
-        let mut places = Vec::with_capacity(batches.len());
-        let mut routed = Vec::with_capacity(batches.len());
-        for (topic, partition, batch) in batches {
+        let parts = self.parts_of(request.partitions, parent.as_ref());
+        let mut places = Vec::with_capacity(parts.len());
+        let mut routed = Vec::with_capacity(parts.len());
+        for part in parts {
+            let Part {
+                topic,
+                partition,
+                batch,
+                span,
+            } = part;
             let ready = match (batch, acks) {
                 (Ok(_), Err(_)) => {
                     let what = format!("acknowledgement level {} does not exist", request.acks);
                     Err(Failure::new(ErrorCode::InvalidRequest, what))
                 }
-                (Ok(batch), Ok(_)) => self.ready(&topic, partition, batch, deadline).await,
+                (Ok(batch), Ok(_)) => {
+                    let ready = self.ready(&topic, partition, batch, deadline, &span);
+                    if span.is_some() {
+                        ready.instrument(span.log()).await
+                    } else {
+                        ready.await
+                    }
+                }
                 (Err(failure), _) => Err(failure),
             };
             places.push((topic, partition));
-            routed.push(ready);
+            routed.push((ready, span));
         }
         let opening = Opening {
             request_id: request.request_id,
@@ -82,18 +108,20 @@ impl Core {
             metrics: self.metrics.clone(),
         };
         let acks = acks_of(acks.unwrap_or(Acks::All));
-        for (reply, ready) in replies(opening, places.into_iter()).into_iter().zip(routed) {
+        for (reply, (ready, span)) in replies(opening, places.into_iter()).into_iter().zip(routed) {
+            let trace = span.context().cloned().map(Box::new);
+            let reply = reply.traced(span);
             match ready {
-                Ok(Ready { to, batch, producer }) => {
-                    self.metrics.batches_in.inc();
-                    self.metrics.bytes_in.inc_by(batch.len() as u64);
+                Ok(Ready { to, batch, checked }) => {
+                    self.count(&to.topic, &batch, checked);
                     let entry = Entry {
                         batch,
                         source,
-                        producer,
+                        producer: checked.producer,
                         acks,
                         deadline,
                         reply,
+                        trace,
                         doubt: false,
                         last: None,
                     };
@@ -107,20 +135,42 @@ impl Core {
         }
     }
 
-    /// Takes the batches out of a request, encoding records.
-    fn batches_of(&self, partitions: Vec<PartitionProduce>) -> Vec<(String, u32, Result<Bytes, Failure>)> {
+    /// Takes the batches out of a request, encoding records. A span begins with its batch: below
+    /// the one that the batch names, else the request's, else as a trace of its own.
+    fn parts_of(&self, partitions: Vec<PartitionProduce>, parent: Option<&TraceContext>) -> Vec<Part> {
         let now = self.clock.now_unix_ms();
-        let mut batches = Vec::with_capacity(partitions.len());
+        let mut parts = Vec::with_capacity(partitions.len());
         for PartitionProduce {
             topic,
             partition,
             data,
+            traceparent,
+            tracestate,
         } in partitions
         {
+            let named = (!traceparent.is_empty())
+                .then(|| TraceContext::parse(traceparent.as_bytes(), Some(tracestate.as_bytes())))
+                .flatten();
+            let parent = named.as_ref().or(parent);
+            let mut span = self.tracer.begin(parent, SpanKind::Server, || "proxy.produce");
             let batch = batch_of(data, &topic, partition, now);
-            batches.push((topic, partition, batch));
+            if span.is_some() {
+                span.set("messaging.system", "forebay");
+                span.set("messaging.destination.name", topic.clone());
+                span.set("messaging.destination.partition.id", partition.to_string());
+                span.set_number(
+                    "messaging.message.body.size",
+                    batch.as_ref().map_or(0, Bytes::len) as u64,
+                );
+            }
+            parts.push(Part {
+                topic,
+                partition,
+                batch,
+                span,
+            });
         }
-        batches
+        parts
     }
 
     async fn ready(
@@ -129,17 +179,27 @@ impl Core {
         partition: u32,
         batch: Bytes,
         deadline: Duration,
+        span: &Span,
     ) -> Result<Ready, Failure> {
+        let step = self
+            .tracer
+            .child(span.context(), SpanKind::Internal, || "proxy.route");
         let route = self.route_until(topic, deadline).await?;
+        drop(step);
         let found = route.partition(partition)?;
         let limits = Limits {
             batch_bytes_max: route.batch_bytes_max,
             decompressed_bytes_max: self.config.decompressed_bytes_max,
             allow_control: false,
         };
-        let producer = check(&batch, &limits, &self.scratches, topic, partition).inspect_err(|failure| {
+        let step = self
+            .tracer
+            .child(span.context(), SpanKind::Internal, || "proxy.validate");
+        let checked = check(&batch, &limits, &self.scratches, topic, partition).inspect_err(|failure| {
             self.metrics.refused_batch(failure.code);
+            tracing::debug!(topic, partition, %failure, "batch refused");
         })?;
+        drop(step);
         let (id, owner) = (found.id, found.owner.clone());
         let to = Destination {
             topic: Arc::clone(&route.name),
@@ -147,7 +207,18 @@ impl Core {
             id,
             owner,
         };
-        Ok(Ready { to, batch, producer })
+        Ok(Ready { to, batch, checked })
+    }
+
+    fn count(&self, topic: &str, batch: &Bytes, checked: Checked) {
+        let (bytes, records) = (batch.len() as u64, u64::from(checked.records));
+        self.metrics.batches_in.inc();
+        self.metrics.bytes_in.inc_by(bytes);
+        self.metrics.records_in.inc_by(records);
+        self.metrics.batch_bytes.observe(bytes as f64);
+        let topic = self.metrics.topics.of(topic);
+        topic.bytes_in.inc_by(bytes);
+        topic.records_in.inc_by(records);
     }
 
     /// A topic's route, waited for while no broker can tell it.
@@ -179,5 +250,5 @@ impl Core {
 struct Ready {
     to: Destination,
     batch: Bytes,
-    producer: Option<forebay_record::ProducerId>,
+    checked: Checked,
 }

@@ -129,6 +129,7 @@ impl Bench {
             acks: Acks::All,
             deadline,
             reply: id,
+            trace: None,
             doubt: false,
             last: None,
         };

@@ -44,6 +44,7 @@ use forebay_runtime::metrics::Metrics;
 use forebay_runtime::net::SystemConnector;
 use forebay_runtime::random::SeededRandom;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
@@ -195,6 +196,7 @@ impl Cluster {
             clock,
             random: Arc::new(SeededRandom::new(5)),
             metrics: metrics.clone(),
+            tracer: Tracer::off(),
             readiness: Readiness::new(),
             tasks: tasks.group("proxy"),
         };
@@ -408,6 +410,7 @@ fn request(id: u64, batches: &[(u32, Bytes)]) -> ProduceRequest {
         topic: "t".to_owned(),
         partition: *number,
         data: Some(Data::Batch(batch.clone())),
+        ..PartitionProduce::default()
     };
     ProduceRequest {
         request_id: id,

@@ -7,10 +7,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_record::crc32c;
 use forebay_record::frame::{FrameHeader, HEADER_LEN};
+use forebay_runtime::clock::Clock;
 
 use super::files::{FileTable, JournalFile, journal_name};
 use super::format::{BLOCK_HEADER_LEN, BlockHeader, FileHeader, Owner, Snapshot};
@@ -38,6 +40,35 @@ pub struct Committed {
     pub body: u64,
     /// Bytes written in all.
     pub written: u64,
+    /// How long it took.
+    pub times: CommitTimes,
+}
+
+/// The parts of a commit on the clock given by [`Writer::time`]; zero without one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CommitTimes {
+    /// Of the write.
+    pub write: Duration,
+    /// Of the fsync after it.
+    pub sync: Duration,
+    /// When both were over, monotonic.
+    pub ended: Duration,
+}
+
+/// What time it is, where somebody wants to know.
+#[derive(Clone, Default)]
+struct Watch(Option<Arc<dyn Clock>>);
+
+impl Watch {
+    fn now(&self) -> Duration {
+        self.0.as_ref().map(|clock| clock.monotonic()).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
 }
 
 /// What stays the same over all files.
@@ -72,6 +103,7 @@ pub struct Writer {
     buffer: Buffer,
     body: usize,
     frames: u32,
+    watch: Watch,
 }
 
 /// What a file needs to be begun.
@@ -156,7 +188,13 @@ impl Writer {
             buffer,
             body: 0,
             frames: 0,
+            watch: Watch::default(),
         }
+    }
+
+    /// Measures commits from here on.
+    pub fn time(&mut self, clock: Arc<dyn Clock>) {
+        self.watch = Watch(Some(clock));
     }
 
     /// The file it writes to.
@@ -269,12 +307,20 @@ impl Writer {
             .as_slice()
             .get(..len)
             .ok_or(io::ErrorKind::InvalidInput)?;
+        let began = self.watch.now();
         self.place.file.file.write_at(block, self.place.at)?;
+        let written = self.watch.now();
         self.place.file.file.sync()?;
+        let ended = self.watch.now();
         let committed = Committed {
             durable: position + header.total_len(),
             body: self.body as u64,
             written: header.total_len(),
+            times: CommitTimes {
+                write: written.saturating_sub(began),
+                sync: ended.saturating_sub(written),
+                ended,
+            },
         };
         self.place.at += header.total_len();
         self.place.prev = header.checksum();

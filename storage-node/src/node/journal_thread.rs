@@ -17,6 +17,7 @@ use super::outbox::Outbox;
 use super::queue::{Item, Message, Popped, Queue};
 use super::shared::Shared;
 use super::slice::ask_for_short_slices;
+use super::traces::Traces;
 use crate::core::{Core, Written};
 use crate::disk::FolderLock;
 use crate::metrics::NodeMetrics;
@@ -42,6 +43,7 @@ pub(crate) struct JournalThread {
     pub zeroed_bytes: u64,
     /// Trims whose notes are not durable yet, with the number of segments.
     pub trims: Vec<(oneshot::Sender<u64>, u64)>,
+    pub traces: Traces,
 }
 
 /// Says that the journal thread is gone where it ends by a panic: a broken invariant of the node
@@ -74,6 +76,7 @@ impl JournalThread {
             health: self.health.clone(),
         };
         ask_for_short_slices();
+        self.core.time(Arc::clone(&self.clock));
         self.report();
         let mut items = VecDeque::new();
         loop {
@@ -86,7 +89,10 @@ impl JournalThread {
                     self.timed(Core::flush);
                     self.answer_trims();
                 }
-                Popped::Idle => self.timed(Core::idle),
+                Popped::Idle => {
+                    self.timed(Core::idle);
+                    self.traces.clear();
+                }
                 Popped::Closed => break,
             }
             self.report();
@@ -134,6 +140,7 @@ impl JournalThread {
                     outbox.push(FromNode::Urge(segments.clone()), None);
                 }
             }
+            Message::Trace(trace) => self.traces.take(*trace, self.clock.monotonic()),
             Message::Want(admission) => self.core.want(admission),
             Message::StopWriting(reason) => {
                 tracing::error!(reason, "this node writes no more");
@@ -164,6 +171,9 @@ impl JournalThread {
         if fsyncs > 0 {
             let took = self.clock.monotonic().saturating_sub(before);
             self.metrics.commit_seconds.observe(took.as_secs_f64());
+            let times = self.core.last_commit();
+            self.metrics.write_seconds.observe(times.write.as_secs_f64());
+            self.metrics.fsync_seconds.observe(times.sync.as_secs_f64());
             self.metrics
                 .commit_bytes
                 .observe(self.core.last_commit_bytes() as f64);
@@ -180,7 +190,14 @@ impl JournalThread {
         if !self.core.has_out() {
             return;
         }
+        let times = self.core.last_commit();
         for (peer, message) in self.core.take_out() {
+            if let FromNode::NotTaken { refusal, .. } = &message {
+                self.metrics.refused(*refusal);
+            }
+            if !self.traces.is_empty() {
+                self.traces.on_answer(&message, &times, self.clock.monotonic());
+            }
             if let Some(outbox) = self.peers.get(&peer) {
                 outbox.push(message, None);
             }
@@ -191,6 +208,7 @@ impl JournalThread {
         if let Some(reason) = self.core.failure()
             && self.shared.set_failure(reason)
         {
+            self.metrics.failed.set(1);
             self.health.dead(reason);
         }
         let now = self.clock.monotonic();
@@ -204,6 +222,8 @@ impl JournalThread {
             self.metrics.segments_fenced.set(gauge(counts.fenced));
             self.metrics.segments_limbo.set(gauge(counts.limbo));
             self.metrics.files.set(gauge(self.shared.table.len() as u64));
+            self.metrics.spares.set(gauge(self.shared.pool.ready() as u64));
+            self.metrics.queue_bytes.set(gauge(self.queue.bytes()));
             let zeroed = self.shared.pool.zeroed_bytes();
             self.metrics
                 .zeroed_bytes

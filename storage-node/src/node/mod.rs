@@ -15,6 +15,7 @@ mod slice;
 mod start;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod trim;
 mod uploads;
 
@@ -37,6 +38,7 @@ use forebay_runtime::config::Validate;
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 use forebay_tier::Bucket;
 use parking_lot::Mutex;
 
@@ -56,6 +58,7 @@ use session::{Session, SessionError};
 use shared::Facts;
 pub(crate) use shared::Shared;
 use start::{Context, Opened};
+use traces::Traces;
 use trim::Trimmer;
 use uploads::Uploads;
 
@@ -80,6 +83,8 @@ pub struct Environment {
     pub random: Arc<dyn Random>,
     /// Where to count.
     pub metrics: Metrics,
+    /// Begins spans.
+    pub tracer: Tracer,
     /// Where to say how it is.
     pub readiness: Readiness,
     /// Runs the node's background tasks.
@@ -100,6 +105,7 @@ struct Inner {
     uploads: Arc<Uploads>,
     clock: Arc<dyn Clock>,
     metrics: NodeMetrics,
+    tracer: Tracer,
     meta: Arc<dyn MetaStore>,
     record: NodeRecord,
     next_peer: AtomicU64,
@@ -118,7 +124,7 @@ impl Inner {
         shared: Shared,
         uploads: impl FnOnce(Reader) -> Uploads,
         clock: Arc<dyn Clock>,
-        metrics: NodeMetrics,
+        (metrics, tracer): (NodeMetrics, Tracer),
         meta: Arc<dyn MetaStore>,
         record: NodeRecord,
     ) -> Self {
@@ -126,9 +132,10 @@ impl Inner {
             uploads: Arc::new(uploads(shared.reader())),
             shared: Arc::new(shared),
             queue: Arc::new(Queue::new()),
-            readers: Arc::new(Readers::new(metrics.clone())),
+            readers: Arc::new(Readers::new(metrics.clone(), Arc::clone(&clock))),
             clock,
             metrics,
+            tracer,
             meta,
             record,
             next_peer: AtomicU64::new(1),
@@ -175,6 +182,7 @@ impl StorageNode {
             clock,
             random,
             metrics,
+            tracer,
             readiness,
             tasks,
         } = environment;
@@ -231,7 +239,7 @@ impl StorageNode {
             Shared::new(facts),
             |reader| Uploads::new(bucket, reader, upload_metrics, tasks.clone()),
             Arc::clone(&clock),
-            metrics,
+            (metrics, tracer),
             meta,
             record,
         ));
@@ -247,6 +255,7 @@ impl StorageNode {
             counted_at: None,
             zeroed_bytes: 0,
             trims: Vec::new(),
+            traces: Traces::new(inner.tracer.clone()),
         })?;
         let node = Self { inner };
         node.want(node.inner.record.state());
@@ -301,6 +310,8 @@ impl StorageNode {
             readers: Arc::clone(&self.inner.readers),
             uploads: Arc::clone(&self.inner.uploads),
             clock: Arc::clone(&self.inner.clock),
+            tracer: self.inner.tracer.clone(),
+            metrics: self.inner.metrics.clone(),
         };
         let peer = session.peer;
         self.inner.metrics.sessions.inc();

@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::outbox::Outbox;
+use super::traces::FrameTrace;
 use crate::content::CheckedFrame;
 use crate::replica::{Admission, Peer};
 
@@ -50,6 +51,8 @@ pub(crate) enum Message {
     },
     /// For all peers.
     Urge(Vec<SegmentId>),
+    /// The span of the frame that follows.
+    Trace(Box<FrameTrace>),
     Want(Admission),
     StopWriting(String),
 }
@@ -62,7 +65,7 @@ impl Message {
             Self::Fence { items, .. } => items.len() * size_of::<FenceItem>() * 4,
             Self::Confirm { items, .. } => items.len() * size_of::<(SegmentId, Generation)>(),
             Self::Trim { segments, .. } | Self::Urge(segments) => segments.len() * size_of::<SegmentId>(),
-            Self::Connected(..) | Self::Gone(_) | Self::Want(_) | Self::StopWriting(_) => 0,
+            Self::Connected(..) | Self::Gone(_) | Self::Trace(_) | Self::Want(_) | Self::StopWriting(_) => 0,
         };
         body as u64 + OVERHEAD
     }
@@ -183,6 +186,11 @@ impl Queue {
                 }
             }
         }
+    }
+
+    /// Bytes of what waits or is being taken.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.permits.bytes_max().saturating_sub(self.permits.available())
     }
 
     /// Takes no more messages; what is queued is still handed out.

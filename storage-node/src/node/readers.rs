@@ -6,9 +6,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay_proto::data::replica::{FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest};
+use forebay_runtime::clock::Clock;
 use forebay_runtime::permits::{BytePermit, BytePermits};
+use forebay_runtime::trace::Span;
 use parking_lot::{Condvar, Mutex};
 
 use super::outbox::Outbox;
@@ -32,6 +35,15 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "read",
+            Self::Lookup(..) => "lookup",
+            Self::Frames(_) => "frames",
+            Self::Headers(_) => "headers",
+        }
+    }
+
     const fn is_recovery(&self) -> bool {
         matches!(self, Self::Frames(_) | Self::Headers(_))
     }
@@ -94,6 +106,10 @@ struct Waiting {
     request: u64,
     outbox: Arc<Outbox>,
     permit: BytePermit,
+    /// Ends with the answer.
+    span: Span,
+    /// When it came.
+    at: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -104,28 +120,37 @@ struct State {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub(crate) struct Readers {
     state: Mutex<State>,
     filled: Condvar,
     recovery_permits: BytePermits,
     read_permits: BytePermits,
     metrics: NodeMetrics,
+    clock: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for Readers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Readers")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Readers {
-    pub(crate) fn new(metrics: NodeMetrics) -> Self {
+    pub(crate) fn new(metrics: NodeMetrics, clock: Arc<dyn Clock>) -> Self {
         Self {
             state: Mutex::default(),
             filled: Condvar::new(),
             recovery_permits: BytePermits::new(BYTES_MAX),
             read_permits: BytePermits::new(BYTES_MAX),
             metrics,
+            clock,
         }
     }
 
     /// Queues a request, or answers it as overloaded.
-    pub(crate) fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>) {
+    pub(crate) fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>, mut span: Span) {
         let permits = if job.is_recovery() {
             &self.recovery_permits
         } else {
@@ -145,12 +170,15 @@ impl Readers {
                     request,
                     outbox: Arc::clone(outbox),
                     permit,
+                    span,
+                    at: self.clock.monotonic(),
                 });
                 drop(state);
                 self.filled.notify_one();
             }
             _ => {
                 drop(state);
+                span.fail(&"overloaded");
                 self.metrics.reads_overloaded.inc();
                 outbox.push(job.refused(request, NodeFailure::Overloaded), None);
             }
@@ -160,7 +188,7 @@ impl Readers {
     /// Serves until [`Readers::stop`].
     pub(crate) fn run(&self, reader: &Reader) {
         loop {
-            let waiting = {
+            let mut waiting = {
                 let mut state = self.state.lock();
                 loop {
                     if state.stopped {
@@ -177,11 +205,16 @@ impl Readers {
             };
             let answer = waiting.job.run(waiting.request, reader);
             self.metrics.reads.inc();
+            let took = self.clock.monotonic().saturating_sub(waiting.at);
+            self.metrics.read(waiting.job.name(), took);
             if let FromNode::Read {
                 result: Ok(bytes), ..
             } = &answer
             {
                 self.metrics.read_bytes.inc_by(bytes.len() as u64);
+                waiting
+                    .span
+                    .set_number("messaging.message.body.size", bytes.len() as u64);
             }
             waiting.outbox.push(answer, Some(waiting.permit));
         }

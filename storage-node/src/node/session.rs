@@ -12,13 +12,16 @@ use forebay_proto::data::link::{Link, LinkError, LinkReceiver, LinkSender};
 use forebay_proto::data::replica::{FromNode, Hello, Refusal, ToNode};
 use forebay_runtime::clock::{Clock, timeout};
 use tokio_util::sync::CancellationToken;
+use forebay_runtime::trace::{Span, SpanKind, Tracer};
 
 use super::outbox::Outbox;
 use super::queue::{Message, Queue};
 use super::readers::{Job, Readers};
 use super::shared::Shared;
+use super::traces::FrameTrace;
 use super::uploads::Uploads;
 use crate::content::{CheckedFrame, ContentError};
+use crate::metrics::NodeMetrics;
 use crate::replica::Peer;
 
 const GREETING: Duration = Duration::from_secs(5);
@@ -48,6 +51,8 @@ pub(crate) struct Session {
     pub readers: Arc<Readers>,
     pub uploads: Arc<Uploads>,
     pub clock: Arc<dyn Clock>,
+    pub tracer: Tracer,
+    pub metrics: NodeMetrics,
 }
 
 impl Session {
@@ -121,20 +126,30 @@ impl Session {
         let gone = CancellationToken::new();
         let _guard = gone.clone().drop_guard();
         while let Some(message) = rx.recv().await? {
+            self.metrics.requests.count(&message);
+            let (message, mut span) = self.untraced(message);
             let message = match message {
+                ToNode::Traced(_) => return Err(SessionError::Unexpected("two trace contexts")),
                 ToNode::Hello(_) => return Err(SessionError::Unexpected("a second greeting")),
                 ToNode::Append { generation, frame } => {
                     let (segment, number) = (frame.header.segment, frame.header.number);
+                    self.metrics.frames.inc();
                     match CheckedFrame::new(frame) {
-                        Ok(frame) => Message::Append {
-                            peer,
-                            generation,
-                            frame,
-                        },
+                        Ok(frame) => {
+                            if span.is_some() {
+                                self.follow(&frame, std::mem::take(&mut span)).await?;
+                            }
+                            Message::Append {
+                                peer,
+                                generation,
+                                frame,
+                            }
+                        }
                         Err(error @ ContentError::Damaged(_)) => return Err(error.into()),
                         Err(error) => {
                             tracing::error!(%segment, %error, "malformed frame");
                             let refusal = Refusal::Malformed;
+                            self.metrics.refused(refusal);
                             outbox.push(
                                 FromNode::NotTaken {
                                     segment,
@@ -152,7 +167,7 @@ impl Session {
                 ToNode::Fence { request, items } => Message::Fence { peer, request, items },
                 ToNode::Confirm { request, items } => Message::Confirm { peer, request, items },
                 ToNode::Read { request, read } => {
-                    self.submit(Job::Read(read), request, outbox).await;
+                    self.submit(Job::Read(read), request, outbox, span).await;
                     continue;
                 }
                 ToNode::Lookup {
@@ -160,7 +175,7 @@ impl Session {
                     read,
                     timestamp_ms,
                 } => {
-                    self.submit(Job::Lookup(read, timestamp_ms), request, outbox)
+                    self.submit(Job::Lookup(read, timestamp_ms), request, outbox, span)
                         .await;
                     continue;
                 }
@@ -170,11 +185,11 @@ impl Session {
                     continue;
                 }
                 ToNode::Frames { request, frames } => {
-                    self.submit(Job::Frames(frames), request, outbox).await;
+                    self.submit(Job::Frames(frames), request, outbox, span).await;
                     continue;
                 }
                 ToNode::Headers { request, headers } => {
-                    self.submit(Job::Headers(headers), request, outbox).await;
+                    self.submit(Job::Headers(headers), request, outbox, span).await;
                     continue;
                 }
             };
@@ -188,8 +203,46 @@ impl Session {
         Ok(())
     }
 
-    async fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>) {
-        self.readers.submit(job, request, outbox);
+    /// A message, and the span of what is done about it.
+    fn untraced(&self, message: ToNode) -> (ToNode, Span) {
+        let ToNode::Traced(traced) = message else {
+            return (message, Span::none());
+        };
+        let (context, message) = *traced;
+        let name = match &message {
+            ToNode::Append { .. } => "storage.append",
+            ToNode::Read { .. } => "storage.read",
+            _ => return (message, Span::none()),
+        };
+        let mut span = self.tracer.child(Some(&context), SpanKind::Server, || name);
+        span.set_number("forebay.node", self.shared.node.0.into());
+        (message, span)
+    }
+
+    /// Sends a frame's span ahead of it.
+    async fn follow(&self, frame: &CheckedFrame, mut append: Span) -> Result<(), SessionError> {
+        let header = frame.header();
+        append.set_display("forebay.segment", &header.segment);
+        append.set_number("forebay.frame", header.number.into());
+        append.set_number("forebay.frame.batches", header.batches.into());
+        append.set_number("messaging.message.body.size", header.frame_len() as u64);
+        let came = self.clock.monotonic();
+        let trace = FrameTrace {
+            append,
+            segment: header.segment,
+            number: header.number,
+            came,
+            taken: came,
+        };
+        let message = Message::Trace(Box::new(trace));
+        self.queue
+            .push(message, came)
+            .await
+            .map_err(|_| SessionError::Closed)
+    }
+
+    async fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>, span: Span) {
+        self.readers.submit(job, request, outbox, span);
         outbox.has_room().await;
     }
 }

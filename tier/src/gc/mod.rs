@@ -248,6 +248,11 @@ impl Collector {
                 .iter()
                 .map(|partition| self.manifest_names(partition).boxed())
                 .collect();
+            // Made here rather than by a closure, whose borrow the compiler could not name.
+            let mut manifests = Vec::with_capacity(partitions.len());
+            for partition in &partitions {
+                manifests.push(self.manifest_names(partition));
+            }
             let mut named = stream::iter(manifests).buffer_unordered(MANIFESTS_AT_ONCE);
             while let Some(names) = named.try_next().await? {
                 names.iter().for_each(|name| marks.add(name));

@@ -127,6 +127,7 @@ mod tests {
             timestamp_ms: found.timestamp_ms,
             key: found.key,
             value: found.value,
+            trace: None,
             headers: found.headers,
         }
     }

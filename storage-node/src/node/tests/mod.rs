@@ -26,6 +26,7 @@ use forebay_runtime::config::{ByteSize, HumanDuration};
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::SeededRandom;
 use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
 
 mod serve;
 mod start;
@@ -87,6 +88,7 @@ impl World {
             clock: Arc::new(SystemClock::new()),
             random: Arc::new(SeededRandom::new(7)),
             metrics: self.metrics.clone(),
+            tracer: Tracer::off(),
             readiness: self.readiness.clone(),
             tasks: self.tasks.clone(),
         }

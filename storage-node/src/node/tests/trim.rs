@@ -165,7 +165,10 @@ async fn what_was_offloaded_is_given_up_with_its_files_and_stays_closed_over_a_k
     assert_eq!(client.refusal(first.data(1)).await, Refusal::Closed);
     let until_end = Client::read_of(&second, second.next.0 - 15, second.next.0);
     assert!(client.read(until_end).await.unwrap().len() > 300_000);
-    assert!(metric(&world, "forebay_storage_trim_files_total") >= 3);
+    until("they are counted", async || {
+        metric(&world, "forebay_storage_trim_files_total") >= 3
+    })
+    .await;
 
     node.kill().await;
     let node = start(&world).await;
