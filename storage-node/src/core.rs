@@ -128,8 +128,8 @@ pub(crate) struct Core {
     /// A mark or a note waits for a quiet moment.
     idle_due: bool,
     full: bool,
-    /// What the disk's ladder lets in.
-    ladder: Admission,
+    /// How full the disk is.
+    level: Level,
     /// What the node as a whole takes, beside the disk's ladder.
     wanted: Admission,
     queue_delay_us: u32,
@@ -150,7 +150,7 @@ impl Core {
             unmarked: true,
             idle_due: true,
             full: false,
-            ladder: Admission::All,
+            level: Level::Calm,
             wanted: Admission::All,
             queue_delay_us: 0,
             written: Written::default(),
@@ -175,7 +175,7 @@ impl Core {
         if self.full && self.parts.pool.is_ready() {
             self.full = false;
         }
-        if self.ladder != Admission::All {
+        if self.level.admission() != Admission::All {
             self.admit();
         }
         // A frame that is too large for any file will be refused, so no room is made for it.
@@ -354,6 +354,11 @@ impl Core {
             self.wanted = admission;
             self.admit();
         }
+    }
+
+    /// How full the disk is.
+    pub(crate) const fn level(&self) -> Level {
+        self.level
     }
 
     pub(crate) fn failure(&self) -> Option<&str> {
@@ -544,12 +549,12 @@ impl Core {
     /// Sets what is taken by what the disk has left.
     fn admit(&mut self) {
         let used = self.parts.table.written_bytes(self.parts.writer.durable());
-        self.ladder = if self.full {
-            Admission::NoData
+        self.level = if self.full {
+            Level::Full
         } else {
-            Level::of(used, self.parts.pool.data_bytes_max()).admission()
+            Level::of(used, self.parts.pool.data_bytes_max())
         };
-        self.parts.replica.admit(self.ladder.max(self.wanted));
+        self.parts.replica.admit(self.level.admission().max(self.wanted));
     }
 
     fn disk_failure(&self, source: io::Error) -> JournalFailure {

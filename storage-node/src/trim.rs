@@ -21,6 +21,8 @@ const CALM_GRACES: u32 = 5;
 /// A partition of which only one segment is held is looked at every so many rounds: that segment is
 /// open, or the last one of a partition that nobody writes to.
 const LONE_ROUNDS: u32 = 3;
+/// Under pressure a round is so many times shorter.
+const PRESSED_ROUNDS: u32 = 5;
 
 /// What was last seen of a partition.
 #[derive(Debug, Clone, Copy)]
@@ -85,8 +87,15 @@ impl Ledger {
         }
     }
 
-    /// Forgets what is not held any more, and says whose records must be read. `held` rises.
-    pub(crate) fn due(&mut self, held: &[HeldFacts], level: Level, now: Duration) -> Vec<PartitionId> {
+    /// Forgets what is not held any more, and says whose records must be read: those of `urged`
+    /// partitions always. `held` rises.
+    pub(crate) fn due(
+        &mut self,
+        held: &[HeldFacts],
+        urged: &BTreeSet<PartitionId>,
+        level: Level,
+        now: Duration,
+    ) -> Vec<PartitionId> {
         let ids: BTreeSet<SegmentId> = held.iter().map(|one| one.segment).collect();
         self.released.retain(|id, _| ids.contains(id));
         let partitions: BTreeSet<PartitionId> = held.iter().map(|one| one.segment.partition).collect();
@@ -99,16 +108,15 @@ impl Ledger {
             if of_one.iter().all(|one| self.released.contains_key(&one.segment)) {
                 continue;
             }
-            let rounds = if of_one.len() > 1 || level >= Level::Urged {
-                1
-            } else {
-                LONE_ROUNDS
+            let pause = match (level >= Level::Urged, of_one.len() > 1) {
+                (false, false) => self.round * LONE_ROUNDS,
+                (false, true) | (true, false) => self.round,
+                (true, true) => self.round / PRESSED_ROUNDS,
             };
             let known = self.looked.get(&partition);
-            let fresh = known.is_some_and(|looked| {
-                looked.held == of_one.len() && now.saturating_sub(looked.at) < self.round * rounds
-            });
-            if !fresh {
+            let fresh = known
+                .is_some_and(|looked| looked.held == of_one.len() && now.saturating_sub(looked.at) < pause);
+            if !fresh || urged.contains(&partition) {
                 due.push(partition);
             }
         }
@@ -290,7 +298,8 @@ mod tests {
     #[test]
     fn what_was_offloaded_stays_as_long_as_there_is_room_and_no_longer() {
         let mut ledger = Ledger::new(GRACE, ROUND);
-        assert_eq!(ledger.due(&all(), Level::Calm, secs(0)), [PartitionId(7)]);
+        let none = BTreeSet::new();
+        assert_eq!(ledger.due(&all(), &none, Level::Calm, secs(0)), [PartitionId(7)]);
         assert!(!ledger.on_record(PartitionId(7), &Seen::Record(&record()), &all(), secs(10)));
         let first = [id(7, 1, 1)];
         assert!(ledger.ready(Level::Calm, secs(609)).is_empty());
@@ -340,7 +349,7 @@ mod tests {
         assert!(!ledger.on_record(PartitionId(7), &Seen::Nothing, &all(), secs(9)));
         assert!(ledger.ready(Level::Full, secs(9_999)).is_empty());
         assert_eq!(ledger.figures(&all()).unrecorded, 1);
-        ledger.due(&[], Level::Calm, secs(10));
+        ledger.due(&[], &BTreeSet::new(), Level::Calm, secs(10));
         assert_eq!(ledger.figures(&[]), Figures::default());
     }
 
@@ -350,17 +359,26 @@ mod tests {
         let mut held_now = all();
         held_now.push(lone);
         let mut ledger = Ledger::new(GRACE, ROUND);
-        assert_eq!(ledger.due(&held_now, Level::Calm, secs(0)).len(), 2);
+        let mut urged = BTreeSet::new();
+        assert_eq!(ledger.due(&held_now, &urged, Level::Calm, secs(0)).len(), 2);
         let mut other = Partition::new(PartitionId(9), Uuid::nil(), 0);
         other = other.grant(BrokerId(1), SessionId(5), 1).unwrap();
         other = other.open_first(linked(lone.segment, 10, 0), 2).unwrap();
         ledger.on_record(PartitionId(7), &Seen::Record(&record()), &held_now, secs(0));
         ledger.on_record(PartitionId(9), &Seen::Record(&other), &held_now, secs(0));
-        let mut due = |held: &[HeldFacts], level, now| ledger.due(held, level, secs(now));
+        let mut due = |held: &[HeldFacts], level, now| ledger.due(held, &urged, level, secs(now));
         assert!(due(&held_now, Level::Calm, 4).is_empty());
         assert_eq!(due(&held_now, Level::Calm, 5), [PartitionId(7)]);
+        assert_eq!(due(&held_now, Level::Urged, 1), [PartitionId(7)]);
         assert_eq!(due(&held_now, Level::Urged, 5).len(), 2);
         assert_eq!(due(&held_now, Level::Calm, 15).len(), 2);
+        urged.insert(PartitionId(9));
+        assert_eq!(
+            ledger.due(&held_now, &urged, Level::Urged, secs(0)),
+            [PartitionId(9)]
+        );
+        urged.clear();
+        let mut due = |held: &[HeldFacts], level, now| ledger.due(held, &urged, level, secs(now));
         // One more segment makes it due at once.
         held_now.push(held(id(9, 1, 2), 3, 4));
         assert_eq!(due(&held_now, Level::Calm, 1), [PartitionId(9)]);

@@ -21,6 +21,7 @@ use super::traces::Traces;
 use crate::core::{Core, Written};
 use crate::disk::FolderLock;
 use crate::metrics::NodeMetrics;
+use crate::pressure::Level;
 use crate::replica::Peer;
 
 /// After this long without a message the last block is marked.
@@ -41,6 +42,8 @@ pub(crate) struct JournalThread {
     pub peers: BTreeMap<Peer, Arc<Outbox>>,
     pub counted_at: Option<Duration>,
     pub zeroed_bytes: u64,
+    /// As it was last told.
+    pub level: Level,
     /// Trims whose notes are not durable yet, with the number of segments.
     pub trims: Vec<(oneshot::Sender<u64>, u64)>,
     pub traces: Traces,
@@ -210,6 +213,10 @@ impl JournalThread {
         {
             self.metrics.failed.set(1);
             self.health.dead(reason);
+        }
+        let level = self.core.level();
+        if level > std::mem::replace(&mut self.level, level) {
+            self.shared.pressed.notify_one();
         }
         let now = self.clock.monotonic();
         if self

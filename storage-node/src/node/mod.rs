@@ -46,6 +46,7 @@ pub use start::StartError;
 
 use crate::config::Config;
 use crate::metrics::{NodeMetrics, TrimMetrics, UploadMetrics};
+use crate::pressure::Level;
 use crate::read::Reader;
 use crate::register::{self, RegisterError};
 use crate::replica::{Admission, Peer};
@@ -254,6 +255,7 @@ impl StorageNode {
             peers: BTreeMap::new(),
             counted_at: None,
             zeroed_bytes: 0,
+            level: Level::Calm,
             trims: Vec::new(),
             traces: Traces::new(inner.tracer.clone()),
         })?;

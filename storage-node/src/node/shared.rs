@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use forebay_proto::v1;
 use forebay_record::{Generation, NodeId, Token};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
@@ -31,6 +32,8 @@ pub(crate) struct Shared {
     pub limits: Limits,
     /// Ends the sessions.
     pub stopping: CancellationToken,
+    /// The disk has just become fuller by a level.
+    pub pressed: Notify,
     durable: AtomicU64,
     floor: AtomicU64,
     failure: Mutex<Option<String>>,
@@ -77,6 +80,7 @@ impl Shared {
             pool: facts.pool,
             limits: facts.limits,
             stopping: CancellationToken::new(),
+            pressed: Notify::new(),
             durable: AtomicU64::new(facts.durable),
             floor: AtomicU64::new(facts.floor.0),
             failure: Mutex::new(None),

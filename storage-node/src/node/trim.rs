@@ -4,11 +4,13 @@
 //!    between the reads, and asks the journal thread to forget what they let go (I16).
 //! 2. Once floor and trims are durable (I17), files in which no segment has a frame any more become
 //!    spares or are removed.
-//! 3. Where the disk fills up all the same, brokers hear which segments pin the oldest files.
+//! 3. Where the disk fills up all the same, brokers hear which segments pin the oldest files, and the
+//!    records of those are read again at once.
 //!
 //! Never deletes on any other evidence than a record that was read here. A store that went back in
 //! time ends all writing (I24).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,8 +35,10 @@ use crate::trim::{Ledger, Seen};
 /// Time between rounds, where the grace is not shorter.
 const ROUND: Duration = Duration::from_secs(5);
 const ROUND_MIN: Duration = Duration::from_millis(50);
-/// Time between looks at how full the disk is; under pressure each of them is a round.
+/// Time between looks at how full the disk is.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same under pressure, where each look is a round.
+const LOOK_PRESSED: Duration = Duration::from_millis(250);
 /// Pause between two reads of records.
 const PACE: Duration = Duration::from_millis(10);
 /// Under pressure trims are not put off until all records are read.
@@ -72,6 +76,8 @@ pub(super) struct Trimmer {
     revision: Revision,
     next_round: Duration,
     next_urge: Duration,
+    /// Partitions that owners were last asked to offload.
+    urged: BTreeSet<PartitionId>,
     /// There may be files without frames.
     reclaim_due: bool,
     store_failing: bool,
@@ -126,6 +132,7 @@ impl Trimmer {
             revision,
             next_round: now,
             next_urge: now,
+            urged: BTreeSet::new(),
             reclaim_due: true,
             store_failing: false,
         }
@@ -135,9 +142,18 @@ impl Trimmer {
     pub(super) async fn run(mut self, cancelled: CancellationToken) {
         let stopping = self.shared.stopping.clone();
         loop {
-            let pause = self.jittered(LOOK.min(self.round));
+            let pause = if self.level >= Level::Urged {
+                LOOK_PRESSED
+            } else {
+                LOOK
+            };
+            let pause = self.jittered(pause.min(self.round));
             let look = async {
-                self.clock.sleep(pause).await;
+                // Cancel safety: both only wait.
+                tokio::select! {
+                    () = self.clock.sleep(pause) => {}
+                    () = self.shared.pressed.notified() => {}
+                }
                 self.look().await
             };
             let looked = tokio::select! {
@@ -176,6 +192,9 @@ impl Trimmer {
             self.trim().await?;
         }
         let urge = self.level >= Level::Urged && now >= self.next_urge;
+        if self.level < Level::Urged {
+            self.urged.clear();
+        }
         if self.reclaim_due || urge {
             let files = self.files().await?;
             if urge {
@@ -202,6 +221,9 @@ impl Trimmer {
         self.level = Level::of(self.shared.used_bytes(), self.shared.pool.data_bytes_max())
             .max(Level::of(frames, limits.frames_max))
             .max(Level::of(held.len() as u64, limits.segments_max as u64));
+        if self.level > before {
+            self.next_urge = self.clock.monotonic();
+        }
         if self.level != before {
             let used = self.shared.used_bytes();
             let room = self.shared.pool.data_bytes_max();
@@ -215,7 +237,9 @@ impl Trimmer {
     }
 
     async fn read_records(&mut self, held: &[HeldFacts]) -> Result<(), Stop> {
-        let due = self.ledger.due(held, self.level, self.clock.monotonic());
+        let due = self
+            .ledger
+            .due(held, &self.urged, self.level, self.clock.monotonic());
         let mut told = 0;
         for (count, chunk) in due.chunks(READ_KEYS_MAX).enumerate() {
             if count > 0 {
@@ -318,13 +342,14 @@ impl Trimmer {
     }
 
     /// Tells brokers which segments hold the oldest files.
-    fn urge(&self, files: &Files) -> Result<(), Stop> {
+    fn urge(&mut self, files: &Files) -> Result<(), Stop> {
         let room = self.shared.pool.data_bytes_max();
         let surplus = self.shared.used_bytes().saturating_sub(room / 100 * URGE_DOWN_TO);
         let urged = choose_urged(files, surplus, |segment| self.ledger.is_released(segment));
         if urged.is_empty() {
             return Ok(());
         }
+        self.urged = urged.iter().map(|segment| segment.partition).collect();
         self.metrics.urges.inc();
         tracing::info!(
             segments = urged.len(),
