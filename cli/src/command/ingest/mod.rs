@@ -60,8 +60,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Sends until the inputs end, or until stopped.
 pub async fn run(args: IngestArgs, servers: &[String]) -> anyhow::Result<()> {
-    let patterns = Patterns::parse(&args.files)?;
+    let mut patterns = Patterns::parse(&args.files)?;
     args.check(patterns.stdin)?;
+    if let Some(path) = &args.checkpoint {
+        patterns.pass_over(CheckpointFile::files(path)?);
+    }
     begin::raise_open_files();
     let mut inputs = begin::look(&patterns, args.follow)?;
     if let (Some(_), Some((name, _))) = (&args.checkpoint, inputs.streams.first()) {

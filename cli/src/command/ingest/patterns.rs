@@ -23,6 +23,8 @@ pub struct Patterns {
     /// Whether standard input is one of them.
     pub stdin: bool,
     patterns: Vec<Pattern>,
+    /// Files that patterns pass over.
+    own: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +61,7 @@ impl Patterns {
         let mut parsed = Self {
             stdin: false,
             patterns: Vec::new(),
+            own: Vec::new(),
         };
         for argument in arguments {
             if argument == STDIN {
@@ -84,6 +87,12 @@ impl Patterns {
         Ok(parsed)
     }
 
+    /// Passes over these files where a pattern leads to them: a command that ships what it writes
+    /// itself would never end.
+    pub fn pass_over(&mut self, own: impl IntoIterator<Item = PathBuf>) {
+        self.own.extend(own);
+    }
+
     /// Looks at what is there now. Folders that a pattern leads to are passed over.
     pub fn look(&self) -> Sighting {
         let mut sighting = Sighting::default();
@@ -105,6 +114,7 @@ impl Patterns {
                     for path in glob::glob(text).into_iter().flatten() {
                         any = true;
                         match path {
+                            Ok(path) if self.own.contains(&path) => {}
                             Ok(path) => match std::fs::metadata(&path) {
                                 Ok(metadata) if metadata.is_dir() => {}
                                 Ok(metadata) => sighting.add(&mut seen, path, &metadata),
@@ -178,6 +188,9 @@ mod tests {
         assert!(sighting.missing.is_empty(), "{:?}", sighting.missing);
         std::fs::write(at("new.log"), "x").unwrap();
         assert_eq!(patterns.look().found.len(), 5);
+        let mut but_one = parse(&[&at("*.log")]).unwrap();
+        but_one.pass_over([folder.path().join("b.log")]);
+        assert_eq!(names(&but_one.look()), ["a.log", "d[1].log", "new.log"]);
     }
 
     #[test]

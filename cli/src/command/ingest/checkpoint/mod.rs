@@ -14,6 +14,10 @@ use rustix::fs::{FlockOperation, flock};
 
 pub use format::{Checkpoint, Entry};
 
+/// Ends of the names of the files beside it.
+const NEW: &str = ".new";
+const LOCK: &str = ".lock";
+
 /// The file, for this run alone.
 #[derive(Debug)]
 pub struct CheckpointFile {
@@ -26,7 +30,7 @@ impl CheckpointFile {
     /// Takes the file for this run, and reads what is in it; none where there is no file yet.
     pub fn open(path: &Path) -> anyhow::Result<(Self, Option<Checkpoint>)> {
         let path = std::path::absolute(path)?;
-        let lock_path = beside(&path, ".lock");
+        let lock_path = beside(&path, LOCK);
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -52,6 +56,12 @@ impl CheckpointFile {
         Ok((Self { path, _lock: lock }, found))
     }
 
+    /// The files that are written for a checkpoint at this path.
+    pub fn files(path: &Path) -> io::Result<[PathBuf; 3]> {
+        let path = std::path::absolute(path)?;
+        Ok([beside(&path, NEW), beside(&path, LOCK), path])
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -60,7 +70,7 @@ impl CheckpointFile {
     /// Replaces what is in it; durable once this returns. Blocks.
     pub fn write(&self, checkpoint: &Checkpoint) -> io::Result<()> {
         let (head, body) = checkpoint.encode()?;
-        let new = beside(&self.path, ".new");
+        let new = beside(&self.path, NEW);
         let mut file = File::create(&new)?;
         file.write_all(head.as_bytes())?;
         file.write_all(&body)?;
