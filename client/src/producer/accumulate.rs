@@ -168,7 +168,7 @@ impl Accumulator {
             let Material {
                 builder, settlement, ..
             } = &open.material;
-            (builder.count() as usize, settlement.traced())
+            (builder.count(), settlement.traced())
         })
     }
 

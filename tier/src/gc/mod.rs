@@ -34,7 +34,7 @@ use forebay_meta::store::{MetaStore, Range, ReadError, Revision, scan};
 use forebay_proto::stored::{BrokerRecord, PartitionRecord};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::metrics::Metrics;
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use self::marks::Marks;
 use self::metrics::GcMetrics;
@@ -243,11 +243,6 @@ impl Collector {
             for partition in &partitions {
                 partition.recent.iter().for_each(|run| marks.add(&run.object));
             }
-            // Boxed and collected: a stream of the closure itself could not be moved between threads.
-            let manifests: Vec<_> = partitions
-                .iter()
-                .map(|partition| self.manifest_names(partition).boxed())
-                .collect();
             // Made here rather than by a closure, whose borrow the compiler could not name.
             let mut manifests = Vec::with_capacity(partitions.len());
             for partition in &partitions {
