@@ -11,8 +11,8 @@ use std::time::Duration;
 use forebay_proto::data::link::{Link, LinkError, LinkReceiver, LinkSender};
 use forebay_proto::data::replica::{FromNode, Hello, Refusal, ToNode};
 use forebay_runtime::clock::{Clock, timeout};
-use tokio_util::sync::CancellationToken;
 use forebay_runtime::trace::{Span, SpanKind, Tracer};
+use tokio_util::sync::CancellationToken;
 
 use super::outbox::Outbox;
 use super::queue::{Message, Queue};
