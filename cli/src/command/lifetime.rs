@@ -11,7 +11,7 @@ use crate::server::Running;
 
 /// Variables that begin as configuration does and are something else: what commands talk to, and
 /// where builds are kept.
-const OTHER_VARIABLES: [&str; 2] = ["FOREBAY_SERVER", "FOREBAY_CACHE"];
+const OTHER_VARIABLES: [&str; 1] = ["FOREBAY_SERVER"];
 
 /// The configuration from files, the environment and `key=value` settings, the later over the
 /// earlier.

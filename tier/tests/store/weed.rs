@@ -1,5 +1,5 @@
 //! A real S3 server on loopback: SeaweedFS, with free ports and a temporary folder, ended by its process
-//! id. `FOREBAY_WEED` names the binary; otherwise it is searched as `weed`.
+//! id. `WEED_BINARY` names the binary; otherwise it is searched as `weed`.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -74,7 +74,7 @@ impl Weed {
         let log = File::create(dir.path().join("log")).unwrap();
         let data = dir.path().join("data");
         std::fs::create_dir(&data).unwrap();
-        let binary = std::env::var("FOREBAY_WEED").unwrap_or_else(|_| "weed".to_owned());
+        let binary = std::env::var("WEED_BINARY").unwrap_or_else(|_| "weed".to_owned());
         let mut command = Command::new(&binary);
         command
             .args(["-logtostderr", "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"])
@@ -108,7 +108,7 @@ impl Weed {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| {
-                panic!("{binary}: {error}; ./dev test installs it, FOREBAY_WEED names it")
+                panic!("{binary}: {error}; ./dev test installs it, WEED_BINARY names it")
             });
         let mut weed = Self {
             child,
