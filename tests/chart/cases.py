@@ -24,6 +24,7 @@ GOOD = {
         "--set", "networkPolicy.enabled=false,serviceAccount.create=false,zone.podLabel=,proxy.preStopSeconds=0",
         "--set", "proxy.topologySpread.zone=,proxy.topologySpread.host=",
     ],
+    "dashboard": ["--set", "dashboard.enabled=true"],
     "seven storage nodes": [
         "--set", "cluster.replicas=5,cluster.ackQuorum=3,storage.replicas=7,storage.pdb.maxUnavailable=2",
     ],

@@ -2,15 +2,14 @@
 
 use std::sync::atomic::AtomicU64;
 
-use forebay_runtime::metrics::Metrics;
+use forebay_runtime::metrics::{Labelled, Metrics};
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::{GcError, Round};
 
 pub(super) struct GcMetrics {
-    rounds: Family<[(&'static str, &'static str); 1], Counter>,
+    rounds: Labelled<Counter, 1>,
     deleted: Counter,
     garbage: Gauge,
     marked: Gauge,
@@ -21,11 +20,7 @@ impl GcMetrics {
     pub fn new(metrics: &Metrics) -> Self {
         let scope = metrics.scope("object_gc");
         Self {
-            rounds: scope.register(
-                "rounds",
-                "Rounds of garbage collection, by outcome",
-                Family::default(),
-            ),
+            rounds: scope.counters("rounds", "Rounds of garbage collection, by outcome", ["outcome"]),
             deleted: scope.counter("deleted_objects", "Objects deleted as garbage"),
             garbage: scope.gauge(
                 "garbage_objects",
@@ -47,7 +42,7 @@ impl GcMetrics {
             Ok(_) => "ok",
             Err(_) => "error",
         };
-        self.rounds.get_or_create(&[("outcome", outcome)]).inc();
+        self.rounds.with([outcome]).inc();
         if let Ok(round) = result {
             let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             self.deleted.inc_by(round.deleted);
