@@ -10,26 +10,33 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use forebay::server::{Running, StandaloneOptions, start_standalone};
 use forebay_client::{
     Client, ClientConfig, ConsumerConfig, Offset, ProducerConfig, ProducerRecord, StartPosition,
 };
 use forebay_proto::v1::PartitionDescription;
+use forebay_runtime::clock::SystemClock;
 use forebay_runtime::config::{ByteSize, HumanDuration, Secret};
-use forebay_tier::ObjectStoreConfig;
+use forebay_runtime::metrics::Metrics;
+use forebay_tier::{Bucket, ObjectStoreConfig};
 
 #[path = "../../tier/tests/store/weed.rs"]
 mod weed;
 
 const TOPIC: &str = "logs";
+/// Each cluster has a place of its own in the bucket.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
 const DEADLINE: Duration = Duration::from_secs(90);
 const VALUE_BYTES: usize = 4_000;
 
 struct Standalone {
     running: Running,
     client: Client,
+    /// Timestamp of record 0: records must not be so old that retention by time takes them.
+    since_ms: i64,
 }
 
 fn options(folder: &Path, store: Option<ObjectStoreConfig>) -> StandaloneOptions {
@@ -54,7 +61,13 @@ impl Standalone {
         let client = Client::connect(ClientConfig::new([running.grpc_address().to_string()]))
             .await
             .unwrap();
-        Self { running, client }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let since_ms = i64::try_from(now.as_millis()).unwrap() - 3_600_000;
+        Self {
+            running,
+            client,
+            since_ms,
+        }
     }
 
     async fn topic(&self, settings: &[(&str, &str)]) {
@@ -74,8 +87,10 @@ impl Standalone {
         for number in numbers {
             let record = value(number);
             let record = ProducerRecord::new(TOPIC, &record).partition(0);
-            let time_ms = i64::try_from(1_700_000_000_000 + number).unwrap();
-            producer.enqueue(record.timestamp_ms(time_ms)).await.unwrap();
+            producer
+                .enqueue(record.timestamp_ms(self.since_ms + i64::try_from(number).unwrap()))
+                .await
+                .unwrap();
         }
         producer.close().await.unwrap();
     }
@@ -139,16 +154,30 @@ fn is_offloaded(partition: &PartitionDescription) -> bool {
     partition.segments.len() <= 1 && (partition.manifest.is_some() || !partition.offloaded.is_empty())
 }
 
-fn s3() -> (std::sync::Arc<weed::Weed>, ObjectStoreConfig) {
+async fn s3() -> (std::sync::Arc<weed::Weed>, ObjectStoreConfig) {
     let weed = weed::weed();
     let config = ObjectStoreConfig {
-        url: format!("s3://{}/cluster-{}", weed::BUCKET, std::process::id()),
+        url: format!(
+            "s3://{}/cluster-{}",
+            weed::BUCKET,
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        ),
         endpoint: weed.endpoint(),
         access_key_id: weed::ACCESS_KEY.to_owned(),
         secret_access_key: Some(Secret::new(weed::SECRET.to_owned())),
         allow_http: true,
         ..ObjectStoreConfig::default()
     };
+    // The server makes the bucket a moment after it answers.
+    let clock = std::sync::Arc::new(SystemClock::new());
+    let bucket = Bucket::open(&config, &Metrics::new(), clock, &|_| None)
+        .unwrap()
+        .unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while let Err(error) = bucket.put("probe/0", bytes::Bytes::from_static(b"here")).await {
+        assert!(Instant::now() < deadline, "no bucket: {error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     (weed, config)
 }
 
@@ -168,7 +197,7 @@ async fn goes_around(store: Option<ObjectStoreConfig>) {
         .await;
     assert!(now.manifest.as_ref().unwrap().end > 0);
     assert_eq!(one.read(StartPosition::Earliest).await.unwrap(), (0, RECORDS));
-    let by_time = StartPosition::Timestamp(1_700_000_000_000 + 1_234);
+    let by_time = StartPosition::Timestamp(one.since_ms + 1_234);
     let (first, end) = one.read(by_time).await.unwrap();
     assert_eq!(end, RECORDS);
     // A batch's records share a lookup: the first record at or after the time, exactly.
@@ -192,7 +221,7 @@ async fn what_is_offloaded_to_a_folder_is_read_as_before() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_offloaded_to_s3_is_read_as_before() {
-    let (_weed, config) = s3();
+    let (_weed, config) = s3().await;
     goes_around(Some(config)).await;
 }
 
@@ -280,7 +309,7 @@ async fn a_damaged_object_is_named_and_never_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_bucket_and_wrong_credentials_end_the_start_by_name() {
-    let (_weed, right) = s3();
+    let (_weed, right) = s3().await;
     let bucket = ObjectStoreConfig {
         url: "s3://no-such-bucket".to_owned(),
         ..right.clone()

@@ -19,6 +19,9 @@ use super::config::{ConsumerConfig, OnOutOfRange};
 use crate::backoff::Backoff;
 use crate::error::Refusal;
 
+/// Answers of damaged bytes in a row before a consumer is told.
+const CORRUPT_TRIES: u32 = 3;
+
 /// One partition.
 #[derive(Debug)]
 pub(super) struct Assigned {
@@ -299,7 +302,12 @@ impl Assigned {
             return None;
         }
         let since = self.wait(now, random);
-        let repeatable = refusal.is_retriable() || refusal.is_unknown();
+        // Whoever answered has tried every copy: damage that is still there after a few times stays.
+        let lasting = refusal.code == ErrorCode::CorruptLog
+            && self
+                .failing
+                .is_some_and(|failing| failing.failures >= CORRUPT_TRIES);
+        let repeatable = !lasting && (refusal.is_retriable() || refusal.is_unknown());
         if repeatable && now.duration_since(since) < config.retry_timeout {
             return None;
         }

@@ -129,9 +129,13 @@ impl Client {
 
     async fn refusal(&mut self, frame: Frame) -> Refusal {
         self.append(frame).await;
-        match self.recv().await {
-            FromNode::NotTaken { refusal, .. } => refusal,
-            other => panic!("{other:?}"),
+        loop {
+            match self.recv().await {
+                FromNode::NotTaken { refusal, .. } => return refusal,
+                // Sent unasked, whenever the disk is that full.
+                FromNode::Urge(_) => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 }
