@@ -220,6 +220,8 @@ impl Broker {
         let (stop, me) = (work.token(), config.id);
         work.spawn("session", async move {
             tokio::select! {
+                // A session that ends because the broker left is not lost.
+                biased;
                 () = stop.cancelled() => {}
                 () = lost => {
                     tracing::error!(broker = %me, "the broker's session is lost");
