@@ -18,7 +18,7 @@ pub struct CreateArgs {
     #[arg(long, short = 'p', default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub partitions: u32,
     /// A setting, as Kafka names it; may be repeated
-    #[arg(long = "config", value_parser = parse_setting, value_name = "KEY=VALUE")]
+    #[arg(long = "config", visible_alias = "set", value_parser = parse_setting, value_name = "KEY=VALUE")]
     pub settings: Vec<(String, String)>,
     #[command(flatten)]
     pub format: FormatArgs,
