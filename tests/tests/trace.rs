@@ -234,13 +234,11 @@ async fn one_trace_spans_sender_proxy_broker_storage_nodes_and_receiver() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_service_begins_traces_for_clients_that_name_none_and_follows_those_that_do() {
-    let collector = Collector::start().await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data").display().to_string();
-    let endpoint = format!("telemetry.otlp_endpoint={}", collector.endpoint());
-    let args: Vec<_> = [
+/// Everything in one process, which traces every batch.
+fn standalone(folder: &Path, endpoint: &str) -> Process {
+    let data = folder.join("data").display().to_string();
+    let endpoint = format!("telemetry.otlp_endpoint={endpoint}");
+    let args = [
         "standalone",
         "--data",
         &data,
@@ -261,11 +259,46 @@ async fn the_service_begins_traces_for_clients_that_name_none_and_follows_those_
         "telemetry.log_format=json",
         "--set",
         "telemetry.log_filter=debug",
-    ]
-    .into_iter()
-    .map(str::to_owned)
-    .collect();
-    let mut process = Process::start("standalone", binary(), &args, folder.path()).unwrap();
+    ];
+    let args: Vec<_> = args.into_iter().map(str::to_owned).collect();
+    Process::start("standalone", binary(), &args, folder).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_is_away_costs_spans_and_a_line_in_the_log_and_nothing_else() {
+    // Bound and dropped, so nobody listens there.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = standalone(folder.path(), &format!("http://{nobody}"));
+    let client = Client::connect(ClientConfig::new([process.grpc.to_string()]))
+        .await
+        .unwrap();
+    client
+        .admin()
+        .create_topic(TOPIC, 1, BTreeMap::new())
+        .await
+        .unwrap();
+    let producer = client.producer(ProducerConfig::default()).await.unwrap();
+    for _ in 0..100 {
+        let delivery = producer.send(ProducerRecord::new(TOPIC, b"v")).await.unwrap();
+        assert!(delivery.await.unwrap().offset.is_some());
+    }
+    producer.close().await.unwrap();
+    // With the exit code of a process that did what it should.
+    process.stop().unwrap();
+    let log = process.log();
+    traces_in_log(&log);
+    assert!(log.contains("trace export fails, spans are dropped"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_service_begins_traces_for_clients_that_name_none_and_follows_those_that_do() {
+    let collector = Collector::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = standalone(folder.path(), collector.endpoint());
     let server = process.grpc.to_string();
     let admin = Client::connect(ClientConfig::new([server.as_str()]))
         .await

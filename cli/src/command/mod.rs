@@ -142,7 +142,7 @@ impl Cli {
             Command::Version(args) => version::run(args),
         };
         if let Some(logs) = logs {
-            logs.shutdown().await?;
+            end_log(logs).await;
         }
         outcome
     }
@@ -169,6 +169,13 @@ fn command_line() -> Service {
 /// Begins to log.
 fn log(config: &TelemetryConfig, service: &Service) -> anyhow::Result<TelemetryGuard> {
     Ok(telemetry::init(config, service, &OsRandom)?)
+}
+
+/// Exports the last spans. That nobody takes them is no failure of what the process did.
+async fn end_log(logs: TelemetryGuard) {
+    if let Err(error) = logs.shutdown().await {
+        tracing::warn!(%error, "traces end incomplete");
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tracing::info;
 
-use super::{Usage, lifetime, log};
+use super::{Usage, end_log, lifetime, log};
 use crate::server::{Config, Role, start_roles};
 
 /// Which roles, and how they are configured.
@@ -31,7 +31,7 @@ pub async fn run(args: ServeArgs, log_level: Option<String>) -> anyhow::Result<(
     let named: Vec<_> = roles.iter().map(ToString::to_string).collect();
     info!(roles = named.join(","), grpc = %running.grpc_address(), admin = %running.admin_address(), "ready");
     let served = lifetime::serve(running).await;
-    logs.shutdown().await?;
+    end_log(logs).await;
     served
 }
 

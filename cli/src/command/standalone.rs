@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use tracing::info;
 
-use super::{lifetime, log};
+use super::{end_log, lifetime, log};
 use crate::server::{Config, Role, StandaloneOptions, start_standalone};
 
 /// Where it keeps and serves what it has.
@@ -40,6 +40,6 @@ pub async fn run(args: StandaloneArgs, log_level: Option<String>) -> anyhow::Res
     .await?;
     info!(grpc = %running.grpc_address(), admin = %running.admin_address(), data = %data.display(), "ready");
     let served = lifetime::serve(running).await;
-    logs.shutdown().await?;
+    end_log(logs).await;
     served
 }

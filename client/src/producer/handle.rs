@@ -469,13 +469,19 @@ impl Inner {
         }
         let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
         let publish = self.publish(partition, state, record);
-        let headers;
-        let mut with_trace = *record;
-        if let Some(publish) = &publish {
-            headers = publish.headers(record.headers);
-            with_trace.headers = &headers;
-        }
-        match state.append(&with_trace, timestamp_ms) {
+        let (headers, with_trace);
+        let record = match &publish {
+            Some(publish) => {
+                headers = publish.headers(record.headers);
+                with_trace = ProducerRecord {
+                    headers: &headers,
+                    ..*record
+                };
+                &with_trace
+            }
+            None => record,
+        };
+        match state.append(record, timestamp_ms) {
             Some(Ok((index, settlement))) => {
                 if let Some(publish) = publish {
                     settlement.trace(index, publish.span);
