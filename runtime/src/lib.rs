@@ -10,6 +10,7 @@ pub mod admin_http;
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod execution;
 pub mod grpc;
 pub mod metrics;
 pub mod net;

@@ -22,11 +22,13 @@ use forebay_record::{BrokerId, Epoch, Offset, PartitionId};
 use forebay_runtime::admin_http::Readiness;
 use forebay_runtime::clock::{Clock, SystemClock};
 use forebay_runtime::config::ByteSize;
+use forebay_runtime::execution::Execution;
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::net::{MemNetwork, SystemConnector};
 use forebay_runtime::random::{OsRandom, Random};
 use forebay_runtime::tasks::Tasks;
 use forebay_runtime::trace::Tracer;
+use forebay_storage_node::disk::RealFolders;
 use forebay_storage_node::{Config as NodeConfig, Environment, StorageNode};
 
 struct World {
@@ -113,6 +115,8 @@ impl World {
             tracer: Tracer::off(),
             readiness: Readiness::new(),
             tasks: tasks.clone(),
+            folders: Arc::new(RealFolders),
+            execution: Execution::Threads,
         };
         let node = StorageNode::start(node_config, environment).await.unwrap();
         let mut listener: Listener<ReplicaProtocol> =

@@ -19,10 +19,11 @@ use forebay_proto::v1::storage_node_server::StorageNodeServer;
 use forebay_proxy::{Cold, Control, Deps, Proxy, ProxyConfig};
 use forebay_record::{BrokerId, PartitionId};
 use forebay_runtime::config::{Layers, effective_toml};
+use forebay_runtime::execution::Execution;
 use forebay_runtime::grpc::GrpcMetrics;
 use forebay_runtime::net::Addr;
 use forebay_runtime::trace::Tracer;
-use forebay_storage_node::disk::DirectIo;
+use forebay_storage_node::disk::{DirectIo, RealFolders};
 use forebay_storage_node::{Config as StorageConfig, Environment, StorageNode};
 use forebay_tier::Collector;
 use tokio::net::TcpListener;
@@ -283,6 +284,8 @@ async fn start_storage(
         tracer: process.tracer.clone(),
         readiness: process.readiness.clone(),
         tasks: tasks.clone(),
+        folders: Arc::new(RealFolders),
+        execution: Execution::Threads,
     };
     let node = StorageNode::start(node_config, environment).await?;
     control.register_node(site.control_address.clone(), Arc::new(node.control()));

@@ -52,7 +52,7 @@ struct State {
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct FaultDisk {
+pub struct FaultDisk {
     state: Arc<Mutex<State>>,
 }
 

@@ -5,8 +5,9 @@
 //! name before [`Disk::sync_names`]. Positions, lengths and buffers of reads and writes are
 //! multiples of [`BLOCK_LEN`] in files opened directly, and every caller here keeps to that.
 
-#[cfg(test)]
-pub(crate) mod fault;
+#[cfg(any(test, feature = "simulation"))]
+pub mod fault;
+mod folders;
 mod lock;
 mod real;
 
@@ -15,6 +16,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use folders::{FolderError, Folders, HeldFolder, RealFolders};
 pub use lock::{FolderLock, LockError};
 pub use real::{DirectIo, RealDisk};
 

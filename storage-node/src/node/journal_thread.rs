@@ -4,6 +4,7 @@
 //! again at once: under load a block holds what came while the one before was written, and no
 //! timer is involved. Where nothing comes for a moment the last block is marked as synced.
 
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use forebay_proto::data::replica::FromNode;
 use forebay_runtime::admin_http::Component;
 use forebay_runtime::clock::Clock;
+use forebay_runtime::execution::Execution;
 use tokio::sync::oneshot;
 
 use super::outbox::Outbox;
@@ -19,7 +21,6 @@ use super::shared::Shared;
 use super::slice::ask_for_short_slices;
 use super::traces::Traces;
 use crate::core::{Core, Written};
-use crate::disk::FolderLock;
 use crate::metrics::NodeMetrics;
 use crate::pressure::Level;
 use crate::replica::Peer;
@@ -38,7 +39,7 @@ pub(crate) struct JournalThread {
     pub metrics: NodeMetrics,
     pub health: Component,
     /// Given back when the thread ends: nobody writes the folder after that.
-    pub lock: FolderLock,
+    pub lock: Box<dyn Any + Send>,
     pub peers: BTreeMap<Peer, Arc<Outbox>>,
     pub counted_at: Option<Duration>,
     pub zeroed_bytes: u64,
@@ -73,33 +74,80 @@ impl Drop for Alarm {
 impl JournalThread {
     /// Runs until the queue is closed and empty.
     pub(crate) fn run(mut self) {
-        let _alarm = Alarm {
+        let _alarm = self.alarm();
+        ask_for_short_slices();
+        self.begin();
+        let mut items = VecDeque::new();
+        loop {
+            let popped = self.queue.pop_all(self.patience(), &mut items);
+            if !self.turn(popped, &mut items) {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    /// The same as a task, where a simulation has no threads.
+    ///
+    /// Cancel safety: dropped as in a crash, what is queued is forgotten.
+    pub(crate) async fn run_as_task(mut self, execution: Execution) {
+        let _alarm = self.alarm();
+        self.begin();
+        let mut items = VecDeque::new();
+        loop {
+            let clock = Arc::clone(&self.clock);
+            let popped = self
+                .queue
+                .wait_and_pop_all(self.patience(), &*clock, &mut items)
+                .await;
+            if popped == Popped::Items {
+                execution.pause(&*clock).await;
+            }
+            if !self.turn(popped, &mut items) {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    fn alarm(&self) -> Alarm {
+        Alarm {
             queue: Arc::clone(&self.queue),
             shared: Arc::clone(&self.shared),
             health: self.health.clone(),
-        };
-        ask_for_short_slices();
+        }
+    }
+
+    fn begin(&mut self) {
         self.core.time(Arc::clone(&self.clock));
         self.report();
-        let mut items = VecDeque::new();
-        loop {
-            let patience = self.core.needs_mark().then_some(MARK_AFTER);
-            match self.queue.pop_all(patience, &mut items) {
-                Popped::Items => {
-                    for item in items.drain(..) {
-                        self.take(item);
-                    }
-                    self.timed(Core::flush);
-                    self.answer_trims();
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.core.needs_mark().then_some(MARK_AFTER)
+    }
+
+    /// Does what there is to do; false once there will be nothing any more.
+    fn turn(&mut self, popped: Popped, items: &mut VecDeque<Item>) -> bool {
+        match popped {
+            Popped::Items => {
+                for item in items.drain(..) {
+                    self.take(item);
                 }
-                Popped::Idle => {
-                    self.timed(Core::idle);
-                    self.traces.clear();
-                }
-                Popped::Closed => break,
+                self.timed(Core::flush);
+                self.answer_trims();
             }
-            self.report();
+            Popped::Idle => {
+                self.timed(Core::idle);
+                self.traces.clear();
+            }
+            Popped::Closed => return false,
         }
+        self.report();
+        true
+    }
+
+    fn end(mut self) {
         if !self.shared.is_killed() {
             self.timed(Core::flush);
             self.timed(Core::idle);

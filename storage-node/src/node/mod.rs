@@ -33,8 +33,9 @@ use forebay_proto::stored::{NodeRecord, NodeState};
 use forebay_proto::v1;
 use forebay_record::{Generation, NodeId};
 use forebay_runtime::admin_http::Readiness;
-use forebay_runtime::clock::Clock;
+use forebay_runtime::clock::{Clock, SystemClock};
 use forebay_runtime::config::Validate;
+use forebay_runtime::execution::Execution;
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
@@ -45,6 +46,7 @@ use parking_lot::Mutex;
 pub use start::StartError;
 
 use crate::config::Config;
+use crate::disk::{Folders, RealFolders};
 use crate::metrics::{NodeMetrics, TrimMetrics, UploadMetrics};
 use crate::pressure::Level;
 use crate::read::Reader;
@@ -90,6 +92,10 @@ pub struct Environment {
     pub readiness: Readiness,
     /// Runs the node's background tasks.
     pub tasks: Tasks,
+    /// Where its folder comes from.
+    pub folders: Arc<dyn Folders>,
+    /// Where work that blocks is done.
+    pub execution: Execution,
 }
 
 /// A handle to a running storage node. Clones are handles to the same node; when the last one is
@@ -111,6 +117,8 @@ struct Inner {
     record: NodeRecord,
     next_peer: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Instead of threads, in a simulation.
+    simulated: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
 impl Drop for Inner {
@@ -141,6 +149,7 @@ impl Inner {
             record,
             next_peer: AtomicU64::new(1),
             threads: Mutex::default(),
+            simulated: Mutex::default(),
         }
     }
 
@@ -152,7 +161,18 @@ impl Inner {
     }
 
     async fn join_threads(&self) {
+        let simulated = std::mem::take(&mut *self.simulated.lock());
+        for task in simulated {
+            if let Err(error) = task.await
+                && !error.is_cancelled()
+            {
+                tracing::error!(%error, "task panicked");
+            }
+        }
         let threads = std::mem::take(&mut *self.threads.lock());
+        if threads.is_empty() {
+            return;
+        }
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {
                 let name = thread.thread().name().unwrap_or_default().to_owned();
@@ -186,6 +206,8 @@ impl StorageNode {
             tracer,
             readiness,
             tasks,
+            folders,
+            execution,
         } = environment;
         if cluster_id.len() > CLUSTER_LEN_MAX {
             return Err(StartError::ClusterId {
@@ -198,12 +220,16 @@ impl StorageNode {
             cluster: cluster_id.clone(),
             incarnation,
             random: Arc::clone(&random),
+            folders,
         };
+        let seen_then = Arc::clone(&seen);
+        let opening = config.clone();
+        let opened = execution.run(&*clock, move || start::open(&opening, &context, &seen_then));
         let Opened {
             lock,
             resumed,
             capacity,
-        } = open(config.clone(), context, Arc::clone(&seen)).await?;
+        } = opened.await.map_err(|_| StartError::Interrupted)??;
         let Resumed {
             core,
             superblock,
@@ -233,18 +259,22 @@ impl StorageNode {
             table,
             pool,
             limits,
+            execution: execution.clone(),
             durable: core.durable(),
             floor: core.floor(),
         };
         let inner = Arc::new(Inner::new(
             Shared::new(facts),
-            |reader| Uploads::new(bucket, reader, upload_metrics, tasks.clone()),
+            |reader| {
+                let source = (reader, execution.clone(), Arc::clone(&clock));
+                Uploads::new(bucket, source, upload_metrics, tasks.clone())
+            },
             Arc::clone(&clock),
             (metrics, tracer),
             meta,
             record,
         ));
-        inner.spawn_threads(JournalThread {
+        let journal = JournalThread {
             core,
             queue: Arc::clone(&inner.queue),
             shared: Arc::clone(&inner.shared),
@@ -258,7 +288,11 @@ impl StorageNode {
             level: Level::Calm,
             trims: Vec::new(),
             traces: Traces::new(inner.tracer.clone()),
-        })?;
+        };
+        match &execution {
+            Execution::Threads => inner.spawn_threads(journal)?,
+            Execution::Simulated(_) => inner.spawn_tasks(journal, &execution, &tasks),
+        }
         let node = Self { inner };
         node.want(node.inner.record.state());
         node.spawn_checkpoints(&tasks);
@@ -399,12 +433,6 @@ impl std::fmt::Debug for StorageNode {
     }
 }
 
-/// Opens the folder off the runtime's threads: reading a journal back takes a while.
-async fn open(config: Config, context: Context, seen: Arc<register::Seen>) -> Result<Opened, StartError> {
-    let opening = tokio::task::spawn_blocking(move || start::open(&config, &context, &seen));
-    opening.await.map_err(|_| StartError::Interrupted)?
-}
-
 /// Passes an operator's wish on.
 fn want(queue: &Queue, state: NodeState) {
     let admission = match state {
@@ -417,6 +445,20 @@ fn want(queue: &Queue, state: NodeState) {
 }
 
 impl Inner {
+    /// The journal and its readers as tasks; files are made when they are needed.
+    fn spawn_tasks(&self, journal: JournalThread, execution: &Execution, tasks: &Tasks) {
+        if let Err(error) = self.shared.pool.reserve() {
+            tracing::warn!(%error, "cannot reserve files for a full disk");
+        }
+        let (reader, readers) = (self.shared.reader(), Arc::clone(&self.readers));
+        let (journal_execution, execution) = (execution.clone(), execution.clone());
+        let mut simulated = self.simulated.lock();
+        simulated.push(tasks.spawn("journal", journal.run_as_task(journal_execution)));
+        simulated.push(tasks.spawn("journal-reader", async move {
+            readers.run_as_task(&reader, &execution).await;
+        }));
+    }
+
     fn spawn_threads(&self, journal: JournalThread) -> Result<(), StartError> {
         let mut threads = self.threads.lock();
         threads.push(spawn("journal", move || journal.run())?);
@@ -450,6 +492,20 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<Join
 /// Where the folder is in use or cannot be written, or the metadata store does not answer; then
 /// the node must be reformatted again.
 pub async fn reformat(config: &Config, meta: &dyn MetaStore) -> Result<Generation, StartError> {
+    let (execution, clock) = (Execution::Threads, SystemClock::new());
+    reformat_in(config, meta, Arc::new(RealFolders), (&execution, &clock)).await
+}
+
+/// The same in a folder of any kind.
+///
+/// # Errors
+/// As [`reformat`].
+pub async fn reformat_in(
+    config: &Config,
+    meta: &dyn MetaStore,
+    folders: Arc<dyn Folders>,
+    (execution, clock): (&Execution, &dyn Clock),
+) -> Result<Generation, StartError> {
     config.validate()?;
     let seen = register::read(meta, config.node()).await?;
     let record = seen.record.clone().unwrap_or_default();
@@ -463,7 +519,8 @@ pub async fn reformat(config: &Config, meta: &dyn MetaStore) -> Result<Generatio
     };
     register::register(meta, &seen, &gone).await?;
     let config = config.clone();
-    let wiped = tokio::task::spawn_blocking(move || start::wipe(&config)).await;
-    drop(wiped.map_err(|_| StartError::Interrupted)??);
+    let wipe = move || start::wipe(&config, &*folders).map(drop);
+    let wiped = execution.run(clock, wipe).await;
+    wiped.map_err(|_| StartError::Interrupted)??;
     Ok(generation)
 }

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use forebay_proto::data::replica::FenceItem;
 use forebay_record::{Generation, Offset, SegmentId};
+use forebay_runtime::clock::Clock;
 use forebay_runtime::permits::{BytePermit, BytePermits};
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::outbox::Outbox;
 use super::traces::FrameTrace;
@@ -105,6 +106,8 @@ struct State {
 pub(crate) struct Queue {
     state: Mutex<State>,
     filled: Condvar,
+    /// The same for a task.
+    arrived: Notify,
     permits: BytePermits,
     fence_permits: BytePermits,
 }
@@ -114,6 +117,7 @@ impl Queue {
         Self {
             state: Mutex::default(),
             filled: Condvar::new(),
+            arrived: Notify::new(),
             permits: BytePermits::new(BYTES_MAX),
             fence_permits: BytePermits::new(FENCE_BYTES_MAX),
         }
@@ -157,7 +161,7 @@ impl Queue {
             std::mem::take(&mut state.asleep)
         };
         if asleep {
-            self.filled.notify_one();
+            self.wake();
         }
         Ok(())
     }
@@ -188,6 +192,51 @@ impl Queue {
         }
     }
 
+    /// As [`Queue::pop_all`], for a task.
+    ///
+    /// Cancel safety: nothing is taken before this returns.
+    pub(crate) async fn wait_and_pop_all(
+        &self,
+        patience: Option<Duration>,
+        clock: &dyn Clock,
+        into: &mut VecDeque<Item>,
+    ) -> Popped {
+        let until = patience.map(|patience| clock.monotonic() + patience);
+        loop {
+            {
+                let mut state = self.state.lock();
+                if !state.items.is_empty() {
+                    std::mem::swap(&mut state.items, into);
+                    return Popped::Items;
+                }
+                if state.closed {
+                    return Popped::Closed;
+                }
+                state.asleep = true;
+            }
+            let Some(until) = until else {
+                self.arrived.notified().await;
+                continue;
+            };
+            let left = until.saturating_sub(clock.monotonic());
+            if left.is_zero() {
+                self.state.lock().asleep = false;
+                return Popped::Idle;
+            }
+            // An arrival that is missed here keeps its permit for the next wait.
+            tokio::select! {
+                biased;
+                () = self.arrived.notified() => {}
+                () = clock.sleep(left) => {}
+            }
+        }
+    }
+
+    fn wake(&self) {
+        self.filled.notify_one();
+        self.arrived.notify_one();
+    }
+
     /// Bytes of what waits or is being taken.
     pub(crate) fn bytes(&self) -> u64 {
         self.permits.bytes_max().saturating_sub(self.permits.available())
@@ -198,7 +247,7 @@ impl Queue {
         self.state.lock().closed = true;
         self.permits.close();
         self.fence_permits.close();
-        self.filled.notify_one();
+        self.wake();
     }
 
     /// Takes no more messages and forgets what is queued, as a crash would.

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use forebay_proto::data::replica::{FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest};
 use forebay_runtime::clock::Clock;
+use forebay_runtime::execution::Execution;
 use forebay_runtime::permits::{BytePermit, BytePermits};
 use forebay_runtime::trace::Span;
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
 
 use super::outbox::Outbox;
 use crate::metrics::NodeMetrics;
@@ -119,10 +121,19 @@ struct State {
     stopped: bool,
 }
 
+impl State {
+    /// Requests of recoveries go first.
+    fn next(&mut self) -> Option<Waiting> {
+        self.recoveries.pop_front().or_else(|| self.reads.pop_front())
+    }
+}
+
 /// See the module.
 pub(crate) struct Readers {
     state: Mutex<State>,
     filled: Condvar,
+    /// The same for a task.
+    arrived: Notify,
     recovery_permits: BytePermits,
     read_permits: BytePermits,
     metrics: NodeMetrics,
@@ -142,6 +153,7 @@ impl Readers {
         Self {
             state: Mutex::default(),
             filled: Condvar::new(),
+            arrived: Notify::new(),
             recovery_permits: BytePermits::new(BYTES_MAX),
             read_permits: BytePermits::new(BYTES_MAX),
             metrics,
@@ -175,6 +187,7 @@ impl Readers {
                 });
                 drop(state);
                 self.filled.notify_one();
+                self.arrived.notify_one();
             }
             _ => {
                 drop(state);
@@ -188,36 +201,59 @@ impl Readers {
     /// Serves until [`Readers::stop`].
     pub(crate) fn run(&self, reader: &Reader) {
         loop {
-            let mut waiting = {
+            let waiting = {
                 let mut state = self.state.lock();
                 loop {
                     if state.stopped {
                         return;
                     }
-                    if let Some(waiting) = state.recoveries.pop_front() {
-                        break waiting;
+                    match state.next() {
+                        Some(waiting) => break waiting,
+                        None => self.filled.wait(&mut state),
                     }
-                    if let Some(waiting) = state.reads.pop_front() {
-                        break waiting;
-                    }
-                    self.filled.wait(&mut state);
                 }
             };
-            let answer = waiting.job.run(waiting.request, reader);
-            self.metrics.reads.inc();
-            let took = self.clock.monotonic().saturating_sub(waiting.at);
-            self.metrics.read(waiting.job.name(), took);
-            if let FromNode::Read {
-                result: Ok(bytes), ..
-            } = &answer
-            {
-                self.metrics.read_bytes.inc_by(bytes.len() as u64);
-                waiting
-                    .span
-                    .set_number("messaging.message.body.size", bytes.len() as u64);
-            }
-            waiting.outbox.push(answer, Some(waiting.permit));
+            self.answer(waiting, reader);
         }
+    }
+
+    /// The same as a task, where a simulation has no threads.
+    ///
+    /// Cancel safety: a request that was taken is not answered.
+    pub(crate) async fn run_as_task(&self, reader: &Reader, execution: &Execution) {
+        loop {
+            let next = {
+                let mut state = self.state.lock();
+                if state.stopped {
+                    return;
+                }
+                state.next()
+            };
+            match next {
+                Some(waiting) => {
+                    execution.pause(&*self.clock).await;
+                    self.answer(waiting, reader);
+                }
+                None => self.arrived.notified().await,
+            }
+        }
+    }
+
+    fn answer(&self, mut waiting: Waiting, reader: &Reader) {
+        let answer = waiting.job.run(waiting.request, reader);
+        self.metrics.reads.inc();
+        let took = self.clock.monotonic().saturating_sub(waiting.at);
+        self.metrics.read(waiting.job.name(), took);
+        if let FromNode::Read {
+            result: Ok(bytes), ..
+        } = &answer
+        {
+            self.metrics.read_bytes.inc_by(bytes.len() as u64);
+            waiting
+                .span
+                .set_number("messaging.message.body.size", bytes.len() as u64);
+        }
+        waiting.outbox.push(answer, Some(waiting.permit));
     }
 
     /// Ends [`Readers::run`]; requests that wait are forgotten with their sessions.
@@ -228,5 +264,6 @@ impl Readers {
         state.reads.clear();
         drop(state);
         self.filled.notify_all();
+        self.arrived.notify_one();
     }
 }

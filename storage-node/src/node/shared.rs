@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use forebay_proto::v1;
 use forebay_record::{Generation, NodeId, Token};
+use forebay_runtime::execution::Execution;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub table: Arc<FileTable>,
     pub pool: Arc<Pool>,
     pub limits: Limits,
+    /// Where work that blocks is done.
+    pub execution: Execution,
     /// Ends the sessions.
     pub stopping: CancellationToken,
     /// The disk has just become fuller by a level.
@@ -53,6 +56,7 @@ pub(crate) struct Facts {
     pub table: Arc<FileTable>,
     pub pool: Arc<Pool>,
     pub limits: Limits,
+    pub execution: Execution,
     pub durable: u64,
     pub floor: Token,
 }
@@ -79,6 +83,7 @@ impl Shared {
             table: facts.table,
             pool: facts.pool,
             limits: facts.limits,
+            execution: facts.execution,
             stopping: CancellationToken::new(),
             pressed: Notify::new(),
             durable: AtomicU64::new(facts.durable),

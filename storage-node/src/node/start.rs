@@ -7,6 +7,7 @@
 //!
 //! Ends early without harm at any point: a boot that the store did not learn of is used again.
 
+use std::any::Any;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use forebay_runtime::random::Random;
 
 use crate::config::Config;
-use crate::disk::{Disk, FolderLock, LockError, RealDisk};
+use crate::disk::{Disk, FolderError, Folders, HeldFolder, LockError};
 use crate::journal::files::{file_len, is_ours, journal_number};
 use crate::register::{Identity, Plan, Refused, RegisterError, Seen, plan};
 use crate::resume::{ResumeError, Resumed, Terms, resume};
@@ -73,11 +74,12 @@ pub(super) struct Context {
     pub cluster: String,
     pub incarnation: u32,
     pub random: Arc<dyn Random>,
+    pub folders: Arc<dyn Folders>,
 }
 
 /// A folder that was read back and may be written.
 pub(super) struct Opened {
-    pub lock: FolderLock,
+    pub lock: Box<dyn Any + Send>,
     pub resumed: Resumed,
     pub capacity: u64,
 }
@@ -85,10 +87,10 @@ pub(super) struct Opened {
 /// Steps 1 to 3 but for the record. Blocks: call it off the runtime's threads.
 pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Opened, StartError> {
     let folder = config.data_dir.as_path();
-    let here = open_folder(config, folder)?;
+    let here = open_folder(config, folder, &*context.folders)?;
     let superblock = here
         .as_ref()
-        .map(|(_, disk)| Superblock::read(disk))
+        .map(|held| Superblock::read(&*held.disk))
         .transpose()?
         .flatten();
     let me = Identity {
@@ -99,12 +101,12 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
         revision: seen.revision,
     };
     let plan = plan(me, superblock.as_ref(), seen.record.as_ref())?;
-    let (lock, disk) = match here {
+    let HeldFolder { lock, disk } = match here {
         Some(here) => here,
         // Only a node that may start with nothing gets this far without a folder.
         None => {
-            std::fs::create_dir_all(folder).map_err(folder_error(folder))?;
-            open_folder(config, folder)?
+            context.folders.create(folder).map_err(folder_error(folder))?;
+            open_folder(config, folder, &*context.folders)?
                 .ok_or_else(|| folder_error(folder)(io::ErrorKind::NotFound.into()))?
         }
     };
@@ -112,7 +114,7 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
         (Some(superblock), Plan::Resume { boot }) => Superblock { boot, ..superblock },
         (superblock, Plan::Fresh { generation, boot }) => {
             debug_assert!(superblock.is_none());
-            refuse_leftovers(&disk, folder)?;
+            refuse_leftovers(&*disk, folder)?;
             let mut uuid = [0; 16];
             context.random.fill(&mut uuid);
             Superblock {
@@ -134,7 +136,7 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
         ..superblock
     };
     let io_error = folder_error(folder);
-    let capacity = budget(config, &disk).map_err(&io_error)?;
+    let capacity = budget(config, &*disk).map_err(&io_error)?;
     config.check_budget(capacity)?;
     let terms = Terms {
         file_len: file_len(config.file_bytes(capacity)),
@@ -144,7 +146,7 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
         checkpoint: seen.record.as_ref().map_or(0, |record| record.lsn_checkpoint),
         revision: seen.revision,
     };
-    let resumed = resume(Arc::new(disk), superblock, &terms, Arc::clone(&context.random))?;
+    let resumed = resume(disk, superblock, &terms, Arc::clone(&context.random))?;
     Ok(Opened {
         lock,
         resumed,
@@ -160,15 +162,17 @@ fn folder_error(path: &Path) -> impl Fn(io::Error) -> StartError {
 }
 
 /// Locks and opens a folder; none where there is none.
-fn open_folder(config: &Config, folder: &Path) -> Result<Option<(FolderLock, RealDisk)>, StartError> {
-    match std::fs::metadata(folder) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(folder_error(folder)(error)),
-    }
-    let lock = FolderLock::take(folder)?;
-    let disk = RealDisk::open(folder, config.direct_io).map_err(folder_error(folder))?;
-    Ok(Some((lock, disk)))
+fn open_folder(
+    config: &Config,
+    folder: &Path,
+    folders: &dyn Folders,
+) -> Result<Option<HeldFolder>, StartError> {
+    folders
+        .open(folder, config.direct_io)
+        .map_err(|error| match error {
+            FolderError::Lock(error) => error.into(),
+            FolderError::Io(error) => folder_error(folder)(error),
+        })
 }
 
 fn refuse_leftovers(disk: &dyn Disk, folder: &Path) -> Result<(), StartError> {
@@ -191,18 +195,19 @@ fn budget(config: &Config, disk: &dyn Disk) -> io::Result<u64> {
 }
 
 /// Removes everything of the journal and the superblock from a folder.
-pub(super) fn wipe(config: &Config) -> Result<FolderLock, StartError> {
+pub(super) fn wipe(config: &Config, folders: &dyn Folders) -> Result<HeldFolder, StartError> {
     let folder = config.data_dir.as_path();
-    std::fs::create_dir_all(folder).map_err(folder_error(folder))?;
-    let Some((lock, disk)) = open_folder(config, folder)? else {
+    folders.create(folder).map_err(folder_error(folder))?;
+    let Some(held) = open_folder(config, folder, folders)? else {
         return Err(StartError::Interrupted);
     };
-    Superblock::remove(&disk)?;
+    let disk = &*held.disk;
+    Superblock::remove(disk)?;
     for name in disk.list().map_err(folder_error(folder))? {
         if is_ours(&name) {
             disk.remove(&name).map_err(folder_error(folder))?;
         }
     }
     disk.sync_names().map_err(folder_error(folder))?;
-    Ok(lock)
+    Ok(held)
 }

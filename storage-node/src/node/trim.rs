@@ -209,8 +209,9 @@ impl Trimmer {
     /// Learns how full the node is, and what it holds.
     async fn measure(&mut self) -> Result<Vec<HeldFacts>, Stop> {
         let shared = Arc::clone(&self.shared);
-        let measured = tokio::task::spawn_blocking(move || (shared.disk.space(), shared.index.held()));
-        let (space, held) = measured.await.map_err(|_| Stop::Node)?;
+        let measure = move || (shared.disk.space(), shared.index.held());
+        let measured = self.shared.execution.run(&*self.clock, measure).await;
+        let (space, held) = measured.map_err(|_| Stop::Node)?;
         match space {
             Ok(space) => self.shared.pool.note_free(space.free),
             Err(error) => tracing::warn!(%error, "cannot ask how much room the disk has"),
@@ -326,8 +327,9 @@ impl Trimmer {
     /// Looks who uses which files, and takes those out of use that nobody does.
     async fn files(&mut self) -> Result<Files, Stop> {
         let shared = Arc::clone(&self.shared);
-        let worked = tokio::task::spawn_blocking(move || reclaim(&shared));
-        let files = worked.await.map_err(|_| Stop::Node)?;
+        let work = move || reclaim(&shared);
+        let worked = self.shared.execution.run(&*self.clock, work).await;
+        let files = worked.map_err(|_| Stop::Node)?;
         self.reclaim_due = files.busy;
         match &files.recycled {
             Ok(count) => {

@@ -20,6 +20,8 @@ use forebay_record::frame::FrameKind;
 use forebay_record::producers::Producers;
 use forebay_record::state::{OpenPayload, PartitionState};
 use forebay_record::{Offset, SessionId};
+use forebay_runtime::clock::Clock;
+use forebay_runtime::execution::Execution;
 use forebay_runtime::tasks::Tasks;
 use forebay_tier::{Bucket, ObjectKind, ObjectName, RunStart, RunWriter, WriteError};
 use tokio::sync::Semaphore;
@@ -39,6 +41,8 @@ const READ_BYTES: u32 = 4 << 20;
 pub(crate) struct Uploads {
     bucket: Option<Bucket>,
     reader: Reader,
+    execution: Execution,
+    clock: Arc<dyn Clock>,
     running: Arc<Semaphore>,
     metrics: UploadMetrics,
     tasks: Tasks,
@@ -79,10 +83,17 @@ impl UploadError {
 }
 
 impl Uploads {
-    pub(crate) fn new(bucket: Option<Bucket>, reader: Reader, metrics: UploadMetrics, tasks: Tasks) -> Self {
+    pub(crate) fn new(
+        bucket: Option<Bucket>,
+        (reader, execution, clock): (Reader, Execution, Arc<dyn Clock>),
+        metrics: UploadMetrics,
+        tasks: Tasks,
+    ) -> Self {
         Self {
             bucket,
             reader,
+            execution,
+            clock,
             running: Arc::new(Semaphore::new(RUNNING_MAX)),
             metrics,
             tasks,
@@ -186,13 +197,27 @@ impl Uploads {
         let reader = self.reader.clone();
         let held = self.reader.index.get(upload.segment);
         let tail = held.map_or(upload.base, |segment| segment.tail());
-        match off_thread(move || reader.read(&request)).await {
+        match self.off_thread(move || reader.read(&request)).await {
             // It is held, and yet not readable to its end.
             Err(NodeFailure::Behind(_)) if tail >= upload.until => Err(UploadError::Content(format!(
                 "the batch at {from} reaches beyond the sealed end {}",
                 upload.until
             ))),
             read => Ok(read?),
+        }
+    }
+
+    /// Reads of the journal block.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, NodeFailure> + Send + 'static,
+    ) -> Result<T, NodeFailure> {
+        match self.execution.run(&*self.clock, read).await {
+            Ok(result) => result,
+            Err(error) => {
+                tracing::error!(%error, "a read for a copy ended early");
+                Err(NodeFailure::Failed)
+            }
         }
     }
 
@@ -204,7 +229,7 @@ impl Uploads {
             until: upload.base,
         };
         let reader = self.reader.clone();
-        let found = off_thread(move || reader.headers(&request)).await?;
+        let found = self.off_thread(move || reader.headers(&request)).await?;
         if found.state_kind != FrameKind::Open as u8 {
             let what = format!("its first frame is of kind {}, OPEN expected", found.state_kind);
             return Err(UploadError::Content(what));
@@ -226,19 +251,6 @@ fn check_name(upload: &UploadRequest) -> Result<(), UploadError> {
         object: upload.object.clone(),
         session: upload.session,
     })
-}
-
-/// Reads of the journal block; they have a thread of their own for as long.
-async fn off_thread<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, NodeFailure> + Send + 'static,
-) -> Result<T, NodeFailure> {
-    match tokio::task::spawn_blocking(read).await {
-        Ok(result) => result,
-        Err(error) => {
-            tracing::error!(%error, "a read for a copy ended early");
-            Err(NodeFailure::Failed)
-        }
-    }
 }
 
 /// The partition's state while its batches pass.

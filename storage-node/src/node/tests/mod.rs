@@ -91,6 +91,8 @@ impl World {
             tracer: Tracer::off(),
             readiness: self.readiness.clone(),
             tasks: self.tasks.clone(),
+            folders: Arc::new(RealFolders),
+            execution: Execution::Threads,
         }
     }
 
