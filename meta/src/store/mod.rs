@@ -16,6 +16,8 @@ mod error;
 mod etcd;
 mod lease;
 mod metered;
+#[cfg(any(test, feature = "simulation"))]
+mod simulated;
 mod types;
 mod watch;
 
@@ -29,6 +31,8 @@ pub use error::{BadRequest, LeaseError, ReadError, Regressed, TxnError, Unavaila
 pub use etcd::{ConnectError, EtcdOptions, EtcdStore};
 pub use lease::LeaseKeeper;
 pub use metered::MeteredStore;
+#[cfg(any(test, feature = "simulation"))]
+pub use simulated::{Image, SimulatedStore, Wire};
 pub use types::{
     Compare, Entry, LeaseId, Op, Page, Range, Revision, Txn, TxnReply, WatchBatch, WatchEvent, WatchKind,
 };

@@ -11,4 +11,5 @@ mod contract;
 mod embedded;
 mod etcd;
 mod etcd_process;
+mod simulated;
 mod support;

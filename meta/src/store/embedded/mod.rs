@@ -10,8 +10,8 @@
 //! opened again, so no read may answer in the meantime.
 
 mod file;
-mod plan;
-mod state;
+pub(super) mod plan;
+pub(super) mod state;
 #[cfg(test)]
 mod tests;
 mod watch;

@@ -10,7 +10,7 @@ use crate::store::error::BadRequest;
 use crate::store::types::{Compare, Entry, LeaseId, Op, Revision, Txn, TxnReply};
 
 /// A group of transactions over a state.
-pub(super) struct Plan<'a> {
+pub(in crate::store) struct Plan<'a> {
     state: &'a State,
     /// Keys that the group has changed, as they are after it.
     latest: BTreeMap<String, Option<Entry>>,
@@ -18,17 +18,17 @@ pub(super) struct Plan<'a> {
 }
 
 /// What a group has changed.
-pub(super) struct Done {
+pub(in crate::store) struct Done {
     /// The store's revision after it.
-    pub(super) revision: Revision,
+    pub(in crate::store) revision: Revision,
     /// In the order they were made.
-    pub(super) changes: Vec<Change>,
+    pub(in crate::store) changes: Vec<Change>,
     /// Leases it has ended.
-    pub(super) ended: BTreeSet<LeaseId>,
+    pub(in crate::store) ended: BTreeSet<LeaseId>,
 }
 
 impl<'a> Plan<'a> {
-    pub(super) fn new(state: &'a State) -> Self {
+    pub(in crate::store) fn new(state: &'a State) -> Self {
         let done = Done {
             revision: state.revision(),
             changes: Vec::new(),
@@ -41,12 +41,12 @@ impl<'a> Plan<'a> {
         }
     }
 
-    pub(super) fn finish(self) -> Done {
+    pub(in crate::store) fn finish(self) -> Done {
         self.done
     }
 
     /// How many changes there are so far.
-    pub(super) fn changes(&self) -> usize {
+    pub(in crate::store) fn changes(&self) -> usize {
         self.done.changes.len()
     }
 
@@ -58,7 +58,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Applies one transaction that has passed the checks.
-    pub(super) fn txn(&mut self, txn: &Txn) -> Result<TxnReply, BadRequest> {
+    pub(in crate::store) fn txn(&mut self, txn: &Txn) -> Result<TxnReply, BadRequest> {
         let succeeded = txn.compares.iter().all(|compare| self.holds(compare));
         let branch = if succeeded { &txn.then } else { &txn.otherwise };
         // All leases first: nothing of a refused transaction may be applied.
@@ -103,7 +103,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Ends a lease and deletes its keys at one revision.
-    pub(super) fn revoke(&mut self, lease: LeaseId) {
+    pub(in crate::store) fn revoke(&mut self, lease: LeaseId) {
         let mut keys: BTreeSet<String> = self.state.leased(lease).map(str::to_owned).collect();
         for (key, latest) in &self.latest {
             match latest {

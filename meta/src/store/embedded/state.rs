@@ -28,11 +28,11 @@ const BATCH_EVENTS_MAX: usize = 1000;
 
 /// One key's step at one revision.
 #[derive(Debug, Clone)]
-pub(super) struct Change {
-    pub(super) revision: Revision,
-    pub(super) key: String,
-    pub(super) before: Option<Entry>,
-    pub(super) after: Option<Entry>,
+pub(in crate::store) struct Change {
+    pub(in crate::store) revision: Revision,
+    pub(in crate::store) key: String,
+    pub(in crate::store) before: Option<Entry>,
+    pub(in crate::store) after: Option<Entry>,
 }
 
 impl Change {
@@ -61,7 +61,7 @@ struct Lease {
 }
 
 /// What a watch finds behind its position.
-pub(super) enum Found {
+pub(in crate::store) enum Found {
     /// Events up to and including a revision; perhaps none.
     Events(Vec<WatchEvent>, Revision),
     /// The position is forgotten; this is the first revision that is not.
@@ -69,7 +69,7 @@ pub(super) enum Found {
 }
 
 /// Everything that reads are answered from.
-pub(super) struct State {
+pub(in crate::store) struct State {
     entries: BTreeMap<String, Entry>,
     revision: Revision,
     history: VecDeque<Change>,
@@ -80,7 +80,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(entries: BTreeMap<String, Entry>, revision: Revision) -> Self {
+    pub(in crate::store) fn new(entries: BTreeMap<String, Entry>, revision: Revision) -> Self {
         Self {
             entries,
             revision,
@@ -91,15 +91,15 @@ impl State {
         }
     }
 
-    pub(super) fn revision(&self) -> Revision {
+    pub(in crate::store) fn revision(&self) -> Revision {
         self.revision
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&Entry> {
+    pub(in crate::store) fn get(&self, key: &str) -> Option<&Entry> {
         self.entries.get(key)
     }
 
-    pub(super) fn range(&self, range: &Range) -> Result<Page, ReadError> {
+    pub(in crate::store) fn range(&self, range: &Range) -> Result<Page, ReadError> {
         let at = range.at.unwrap_or(self.revision);
         if at > self.revision {
             return Err(BadRequest::FutureRevision {
@@ -171,7 +171,7 @@ impl State {
     }
 
     /// What a watch has not seen yet.
-    pub(super) fn events(&self, prefix: &str, after: Revision) -> Found {
+    pub(in crate::store) fn events(&self, prefix: &str, after: Revision) -> Found {
         if after < self.floor {
             return Found::Compacted(Revision(self.floor.0.saturating_add(1)));
         }
@@ -189,7 +189,7 @@ impl State {
     }
 
     /// Makes durable changes visible. Returns the leases that ended, to be told.
-    pub(super) fn advance(
+    pub(in crate::store) fn advance(
         &mut self,
         revision: Revision,
         changes: Vec<Change>,
@@ -231,7 +231,12 @@ impl State {
     }
 
     /// Registers a lease; the error is the limit.
-    pub(super) fn grant(&mut self, id: LeaseId, ttl: Duration, lost: CancellationToken) -> Result<(), usize> {
+    pub(in crate::store) fn grant(
+        &mut self,
+        id: LeaseId,
+        ttl: Duration,
+        lost: CancellationToken,
+    ) -> Result<(), usize> {
         if self.leases.len() >= LEASES_MAX {
             return Err(LEASES_MAX);
         }
@@ -240,20 +245,26 @@ impl State {
     }
 
     /// Time to live of a lease that is alive.
-    pub(super) fn ttl(&self, id: LeaseId) -> Option<Duration> {
+    pub(in crate::store) fn ttl(&self, id: LeaseId) -> Option<Duration> {
         self.leases.get(&id).map(|lease| lease.ttl)
     }
 
     /// Keys that hang on a lease. Looks at every entry: leases end rarely.
-    pub(super) fn leased(&self, id: LeaseId) -> impl Iterator<Item = &str> {
+    pub(in crate::store) fn leased(&self, id: LeaseId) -> impl Iterator<Item = &str> {
         self.entries
             .values()
             .filter(move |entry| entry.lease == Some(id))
             .map(|entry| entry.key.as_str())
     }
 
+    /// Every entry, and the revision.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(in crate::store) fn image(&self) -> crate::store::Image {
+        crate::store::Image::new(self.entries.clone(), self.revision)
+    }
+
     /// Ends all leases at once, as closing the store does.
-    pub(super) fn end_leases(&mut self) -> Vec<CancellationToken> {
+    pub(in crate::store) fn end_leases(&mut self) -> Vec<CancellationToken> {
         std::mem::take(&mut self.leases)
             .into_values()
             .map(|lease| lease.lost)
