@@ -1,11 +1,14 @@
 //! How a client reaches the service, and how a wrong setting is refused.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_runtime::net::Connector;
 use forebay_runtime::trace::Tracer;
 
 /// How to reach the service, and how long to wait for it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ClientConfig {
     /// Proxies, as `http://host:port` or `host:port`. Tried in turn; at least one, at most 64.
     pub endpoints: Vec<String>,
@@ -17,6 +20,19 @@ pub struct ClientConfig {
     pub retry_timeout: Duration,
     /// Begins the spans of records that are sent and received; off by default.
     pub tracer: Tracer,
+    /// Opens the connections, instead of the system's sockets.
+    pub connector: Option<Arc<dyn Connector>>,
+}
+
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientConfig")
+            .field("endpoints", &self.endpoints)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .field("retry_timeout", &self.retry_timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for ClientConfig {
@@ -27,6 +43,7 @@ impl Default for ClientConfig {
             request_timeout: Duration::from_secs(30),
             retry_timeout: Duration::from_secs(60),
             tracer: Tracer::off(),
+            connector: None,
         }
     }
 }

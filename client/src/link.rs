@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_proto::v1::ErrorCode;
+use forebay_runtime::net::{Connector, for_grpc};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
@@ -69,9 +70,9 @@ fn join(tried: &[Tried]) -> String {
 }
 
 /// The endpoints of a client, ready to be dialled.
-#[derive(Debug)]
 pub(crate) struct Endpoints {
     named: Vec<(String, Endpoint)>,
+    connector: Option<Arc<dyn Connector>>,
     connect_timeout: Duration,
     pub request_timeout: Duration,
     pub retry_timeout: Duration,
@@ -92,10 +93,32 @@ impl Endpoints {
             .collect::<Result<_, ConfigError>>()?;
         Ok(Self {
             named,
+            connector: config.connector.clone(),
             connect_timeout: config.connect_timeout,
             request_timeout: config.request_timeout,
             retry_timeout: config.retry_timeout,
         })
+    }
+}
+
+impl std::fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoints")
+            .field("named", &self.named)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Endpoints {
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+        match &self.connector {
+            Some(connector) => {
+                endpoint
+                    .connect_with_connector(for_grpc(Arc::clone(connector)))
+                    .await
+            }
+            None => endpoint.connect().await,
+        }
     }
 }
 
@@ -189,7 +212,7 @@ impl Link {
         let mut tried = Vec::new();
         for (place, (name, endpoint)) in named.iter().enumerate().cycle().skip(start).take(named.len()) {
             // The endpoint's own limit covers the socket; this one the exchange of settings too.
-            let reason = match timeout(self.endpoints.connect_timeout, endpoint.connect()).await {
+            let reason = match timeout(self.endpoints.connect_timeout, self.endpoints.connect(endpoint)).await {
                 Ok(Ok(channel)) => {
                     dial.next = place + 1;
                     dial.generation += 1;

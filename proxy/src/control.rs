@@ -17,7 +17,7 @@ use forebay_proto::v1::{
     InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse, PingRequest, PingResponse,
     StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
 };
-use forebay_runtime::net::Addr;
+use forebay_runtime::net::{Addr, Connector, for_grpc};
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
@@ -51,6 +51,7 @@ struct Shared {
     brokers: Mutex<HashMap<String, Arc<dyn Broker>>>,
     nodes: Mutex<HashMap<String, Arc<dyn StorageNode>>>,
     channels: Mutex<HashMap<String, Channel>>,
+    connector: Option<Arc<dyn Connector>>,
 }
 
 impl std::fmt::Debug for Control {
@@ -73,6 +74,17 @@ impl Control {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, with channels over connections of a connector's instead of the system's sockets.
+    #[must_use]
+    pub fn over(connector: Arc<dyn Connector>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                connector: Some(connector),
+                ..Shared::default()
+            }),
+        }
     }
 
     /// Calls to this address go to `broker`, without a socket.
@@ -122,7 +134,7 @@ impl Control {
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
         }
-        let channel = connect_lazily(address)?;
+        let channel = connect_lazily(address, self.shared.connector.as_ref())?;
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
         }
@@ -131,7 +143,7 @@ impl Control {
     }
 }
 
-fn connect_lazily(address: &str) -> Result<Channel, ControlError> {
+fn connect_lazily(address: &str, connector: Option<&Arc<dyn Connector>>) -> Result<Channel, ControlError> {
     let unusable = || ControlError::Address(address.to_owned());
     let uri = if address.starts_with("http://") {
         address.to_owned()
@@ -144,11 +156,14 @@ fn connect_lazily(address: &str) -> Result<Channel, ControlError> {
         }
     };
     let endpoint = Endpoint::from_shared(uri).map_err(|_| unusable())?;
-    Ok(endpoint
+    let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .tcp_nodelay(true)
-        .connect_lazy())
+        .tcp_nodelay(true);
+    Ok(match connector {
+        Some(connector) => endpoint.connect_with_connector_lazy(for_grpc(Arc::clone(connector))),
+        None => endpoint.connect_lazy(),
+    })
 }
 
 /// A broker of another process.

@@ -9,6 +9,7 @@
 //! Every error names the address. Time limits are the caller's.
 
 mod addr;
+mod channel;
 mod connection;
 mod listener;
 mod mem;
@@ -22,6 +23,7 @@ use futures_util::future::BoxFuture;
 use tokio::net::{TcpStream, UnixStream};
 
 pub use addr::{Addr, ParseAddrError};
+pub use channel::for_grpc;
 pub use connection::{Connection, MemStream, PeerInfo, ReadHalf, WriteHalf};
 pub use listener::Listener;
 pub use mem::MemNetwork;
