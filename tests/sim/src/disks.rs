@@ -1,0 +1,113 @@
+//! Disks of the hosts: each a folder in memory that outlives its process, and whose machine may lose
+//! power, rot, fill up or be swapped.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use forebay_storage_node::DirectIo;
+use forebay_storage_node::disk::fault::FaultDisk;
+use forebay_storage_node::disk::{Disk, FolderError, Folders, HeldFolder};
+use parking_lot::Mutex;
+
+/// All disks of the simulation, by folder.
+#[derive(Debug, Clone, Default)]
+pub struct Disks {
+    folders: Arc<Mutex<BTreeMap<PathBuf, Slot>>>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    disk: Option<FaultDisk>,
+    /// Who has it now; a process that lost its disk by a crash has it no more.
+    holder: u64,
+    held: bool,
+}
+
+/// Gives the folder back.
+struct Held {
+    disks: Disks,
+    folder: PathBuf,
+    holder: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut folders = self.disks.folders.lock();
+        if let Some(slot) = folders.get_mut(&self.folder)
+            && slot.holder == self.holder
+        {
+            slot.held = false;
+        }
+    }
+}
+
+impl Disks {
+    /// No disks yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The disk in a folder, where there is one.
+    #[must_use]
+    pub fn get(&self, folder: &Path) -> Option<FaultDisk> {
+        self.folders.lock().get(folder)?.disk.clone()
+    }
+
+    /// Puts a disk into a folder, or takes it out. Whoever had the old one writes to it on, unseen.
+    pub fn put(&self, folder: &Path, disk: Option<FaultDisk>) {
+        let mut folders = self.folders.lock();
+        let slot = folders.entry(folder.to_owned()).or_default();
+        slot.disk = disk;
+        slot.holder += 1;
+        slot.held = false;
+    }
+
+    /// The process on it ended at once; the machine goes on, so that all writes are there.
+    pub fn process_died(&self, folder: &Path) {
+        if let Some(disk) = self.get(folder) {
+            self.put(folder, Some(disk.image()));
+        }
+    }
+
+    /// The machine lost power: what was not synced is there in part.
+    pub fn power_lost(&self, folder: &Path, seed: u64) {
+        if let Some(disk) = self.get(folder) {
+            self.put(folder, Some(disk.crashed(seed)));
+        }
+    }
+}
+
+impl Folders for Disks {
+    fn open(&self, folder: &Path, _: DirectIo) -> Result<Option<HeldFolder>, FolderError> {
+        let mut folders = self.folders.lock();
+        let Some(slot) = folders.get_mut(folder) else {
+            return Ok(None);
+        };
+        let Some(disk) = slot.disk.clone() else {
+            return Ok(None);
+        };
+        if slot.held {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another node holds the folder").into());
+        }
+        slot.held = true;
+        slot.holder += 1;
+        let lock: Box<dyn Any + Send> = Box::new(Held {
+            disks: self.clone(),
+            folder: folder.to_owned(),
+            holder: slot.holder,
+        });
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        Ok(Some(HeldFolder { lock, disk }))
+    }
+
+    fn create(&self, folder: &Path) -> io::Result<()> {
+        let mut folders = self.folders.lock();
+        let slot = folders.entry(folder.to_owned()).or_default();
+        slot.disk.get_or_insert_with(FaultDisk::default);
+        Ok(())
+    }
+}

@@ -1,0 +1,441 @@
+//! Processes of the cluster: each on a host of its own, started again by a supervisor when it ends.
+//!
+//! The roles are put together as the binary does it, on simulated parts. A process ends as in a
+//! crash: its tasks are dropped at their next await, its connections end, its disk keeps what a
+//! process or a machine leaves behind.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use forebay_broker::{Broker, BrokerConfig, Parts, partition};
+use forebay_meta::cluster::{self, ClusterSettings};
+use forebay_meta::controller::{Controller, Holders, Probe, ProbeError};
+use forebay_meta::session::{self, Session};
+use forebay_proto::data::endpoint::{Dialer, Exchange, Listener, ReplicaProtocol};
+use forebay_proto::stored::ProxyRecord;
+use forebay_proto::v1;
+use forebay_proto::v1::broker_server::BrokerServer;
+use forebay_proto::v1::storage_node_server::StorageNodeServer;
+use forebay_proxy::{Control, Deps, Proxy, ProxyConfig};
+use forebay_record::{BrokerId, PartitionId};
+use forebay_runtime::admin_http::Readiness;
+use forebay_runtime::clock::Clock;
+use forebay_runtime::config::{ByteSize, HumanDuration};
+use forebay_runtime::execution::{Execution, Pace};
+use forebay_runtime::metrics::Metrics;
+use forebay_runtime::random::{Random, SeededRandom};
+use forebay_runtime::tasks::Tasks;
+use forebay_runtime::trace::Tracer;
+use forebay_storage_node::{Config as StorageConfig, Environment, StorageNode};
+use tokio::sync::mpsc;
+use tonic::service::RoutesBuilder;
+
+use crate::network::name;
+use crate::time::SimClock;
+use crate::world::World;
+
+/// Port of the data protocol.
+const DATA: u16 = 7451;
+/// Port of gRPC.
+pub const GRPC: u16 = 7450;
+/// Life of a session without a sign of life.
+const SESSION_TTL: Duration = Duration::from_secs(3);
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Keeps segments.
+    Storage,
+    /// Owns partitions, and is a candidate for the controller.
+    Broker,
+    /// Serves clients.
+    Proxy,
+}
+
+/// A host by role and number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostId {
+    /// What runs there.
+    pub role: Role,
+    /// From 1.
+    pub number: u32,
+}
+
+impl std::fmt::Display for HostId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let role = match self.role {
+            Role::Storage => "node",
+            Role::Broker => "broker",
+            Role::Proxy => "proxy",
+        };
+        write!(f, "{role}-{}", self.number)
+    }
+}
+
+/// What is done to a process.
+#[derive(Debug, Clone, Copy)]
+pub enum Order {
+    /// Ends it at once, and starts it again after so long.
+    Kill {
+        /// The machine loses power with it.
+        power: bool,
+        /// Until it is started again.
+        down: Duration,
+    },
+    /// Stops it in order, and starts it again after so long.
+    Stop {
+        /// Until it is started again.
+        down: Duration,
+    },
+}
+
+/// A host, and the way to its supervisor.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Which.
+    pub id: HostId,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl Host {
+    /// Starts a host's supervisor.
+    #[must_use]
+    pub fn start(world: &World, id: HostId) -> Self {
+        let (orders, received) = mpsc::unbounded_channel();
+        let world = world.clone();
+        tokio::spawn(async move { supervise(world, id, received).await });
+        Self { id, orders }
+    }
+
+    /// Does something to its process.
+    pub fn order(&self, order: Order) {
+        // The supervisor ends with the simulation.
+        let _ = self.orders.send(order);
+    }
+}
+
+/// The folder of a storage node.
+#[must_use]
+pub fn folder(number: u32) -> PathBuf {
+    Path::new("/disks").join(format!("node-{number}"))
+}
+
+async fn supervise(world: World, id: HostId, mut orders: mpsc::UnboundedReceiver<Order>) {
+    let mut boot = 0_u64;
+    loop {
+        boot += 1;
+        let tasks = Tasks::new(id.to_string());
+        let started = start(&world, id, boot, &tasks);
+        // Cancel safety: what a start left unfinished ends with its tasks.
+        let order = tokio::select! {
+            started = started => match started {
+                Ok(running) => {
+                    tracing::info!(target: "sim", host = %id, boot, "process runs");
+                    world.up(id, &running);
+                    let order = tokio::select! {
+                        order = orders.recv() => order,
+                        reason = tasks.shutdown_requested() => {
+                            tracing::info!(target: "sim", host = %id, %reason, "process ends by itself");
+                            world.count_exit();
+                            Some(Order::Kill { power: false, down: Duration::from_millis(500) })
+                        }
+                    };
+                    world.down(id);
+                    if let Some(Order::Stop { .. }) = order {
+                        running.stop(world.clock.as_ref()).await;
+                    }
+                    order
+                }
+                Err(error) => {
+                    tracing::info!(target: "sim", host = %id, error = format!("{error:#}"), "process does not start");
+                    world.refused(id, &format!("{error:#}"));
+                    Some(Order::Kill { power: false, down: Duration::from_secs(1) })
+                }
+            },
+            order = orders.recv() => order,
+        };
+        let Some(order) = order else { return };
+        tracing::info!(target: "sim", host = %id, ?order, "process ended");
+        tasks.abort();
+        world.network.cut(&id.to_string());
+        let (power, down) = match order {
+            Order::Kill { power, down } => (power, down),
+            Order::Stop { down } => (false, down),
+        };
+        if id.role == Role::Storage {
+            if power {
+                world.disks.power_lost(&folder(id.number), world.random.u64());
+            } else if let Order::Kill { .. } = order {
+                world.disks.process_died(&folder(id.number));
+            }
+        }
+        tasks.wait().await;
+        tokio::time::sleep(down).await;
+        // Orders for a process that is not there are void.
+        while orders.try_recv().is_ok() {}
+    }
+}
+
+/// What a process consists of; dropped, it is gone.
+pub struct Running {
+    /// Of a storage host.
+    pub node: Option<StorageNode>,
+    /// Of a broker host.
+    pub broker: Option<Broker>,
+    controller: Option<Controller>,
+    proxy: Option<(Proxy, Session)>,
+    /// Its wall clock can be made wrong.
+    pub clock: SimClock,
+}
+
+impl Running {
+    async fn stop(mut self, clock: &dyn Clock) {
+        if let Some(controller) = self.controller.take() {
+            controller.shutdown().await;
+        }
+        if let Some((proxy, session)) = self.proxy.take() {
+            proxy.shutdown().await;
+            if let Err(error) = session.close().await {
+                tracing::debug!(%error, "the proxy's session was not closed");
+            }
+        }
+        if let Some(broker) = self.broker.take() {
+            broker.shutdown(clock, Duration::from_secs(10)).await;
+        }
+        if let Some(node) = self.node.take() {
+            node.shutdown().await;
+        }
+    }
+}
+
+/// How long disks take.
+struct DiskPace {
+    random: SeededRandom,
+    world: World,
+    host: HostId,
+}
+
+impl Pace for DiskPace {
+    fn next(&self) -> Duration {
+        let slow = self.world.disk_slowness(self.host);
+        Duration::from_micros(self.random.range(80, 400) * slow)
+    }
+}
+
+async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::Result<Running> {
+    let host = id.to_string();
+    let stream = u64::from(id.number) << 32 | (id.role as u64) << 48 | boot;
+    let random: Arc<dyn Random> = Arc::new(SeededRandom::stream(world.seed, stream));
+    let sim_clock = world.clock.of_process();
+    let clock: Arc<dyn Clock> = Arc::new(sim_clock.clone());
+    let store = world.store.client(world.network.wire(&host), tasks.group("metadata"));
+    let settings = ClusterSettings {
+        cluster_id: None,
+        replicas: 3,
+        ack_quorum: 2,
+    };
+    let cluster = cluster::join(&*store, &settings, random.as_ref()).await?;
+    let connector = world.network.connector(&host);
+    let control = Control::over(Arc::clone(&connector));
+    let control_address = format!("http://{host}:{GRPC}");
+    let metrics = Metrics::new();
+    let readiness = Readiness::new();
+    let mut running = Running {
+        node: None,
+        broker: None,
+        controller: None,
+        proxy: None,
+        clock: sim_clock,
+    };
+    let mut routes = RoutesBuilder::default();
+    let binder = world.network.binder();
+    let data = name(&host, DATA);
+    let data_address = format!("tcp://{host}:{DATA}");
+    match id.role {
+        Role::Storage => {
+            let group = tasks.group("storage");
+            let mut listener: Listener<ReplicaProtocol> =
+                Listener::bind(&host, Some(&data), &binder, &Exchange::default(), group.clone()).await?;
+            let config = StorageConfig {
+                data_dir: folder(id.number),
+                node_id: id.number,
+                journal_file_bytes: ByteSize::mib(1),
+                commit_bytes_max: ByteSize::kib(256),
+                disk_budget_bytes: ByteSize::mib(world.options.disk_budget_mib),
+                zone: world.zone(id),
+                data_address,
+                control_address: control_address.clone(),
+                trim_grace: HumanDuration::secs(2),
+                ..StorageConfig::default()
+            };
+            let pace = DiskPace {
+                random: SeededRandom::stream(world.seed, stream ^ 0xd15c),
+                world: world.clone(),
+                host: id,
+            };
+            let environment = Environment {
+                cluster_id: cluster.id.clone(),
+                incarnation: cluster.incarnation,
+                meta: Arc::clone(&store),
+                bucket: None,
+                clock: Arc::clone(&clock),
+                random: Arc::clone(&random),
+                metrics: metrics.clone(),
+                tracer: Tracer::off(),
+                readiness: readiness.clone(),
+                tasks: group.clone(),
+                folders: Arc::new(world.disks.clone()),
+                execution: Execution::Simulated(Arc::new(pace)),
+            };
+            let node = StorageNode::start(config, environment).await?;
+            routes.add_service(StorageNodeServer::new(node.control()));
+            let (serving, sessions) = (node.clone(), group.clone());
+            group.spawn("accept", async move {
+                loop {
+                    match listener.accept().await {
+                        Ok(link) => {
+                            let node = serving.clone();
+                            sessions.spawn("session", async move { node.serve(link).await });
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "a session was not accepted");
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                    }
+                }
+            });
+            running.node = Some(node);
+        }
+        Role::Broker => {
+            let group = tasks.group("broker");
+            let listener =
+                Listener::bind(&host, Some(&data), &binder, &Exchange::default(), group.clone()).await?;
+            let config = BrokerConfig {
+                id: BrokerId(id.number),
+                zone: world.zone(id),
+                data_address,
+                control_address: control_address.clone(),
+                session_ttl: SESSION_TTL,
+                tail_cache_bytes: world.options.tail_cache_bytes,
+                partition: partition::Config {
+                    replicas: usize::from(cluster.replicas),
+                    ack_quorum: cluster.ack_quorum,
+                    ..partition::Config::default()
+                },
+            };
+            let parts = Parts {
+                objects: None,
+                cluster: cluster.id.clone(),
+                incarnation: cluster.incarnation,
+                store: Arc::clone(&store),
+                nodes: Dialer::new(Arc::clone(&connector), Exchange::default(), group.clone()),
+                clock: Arc::clone(&clock),
+                random: Arc::clone(&random),
+                metrics: metrics.clone(),
+                tracer: Tracer::off(),
+                tasks: group,
+            };
+            let broker = Broker::start(config, parts, listener).await?;
+            routes.add_service(BrokerServer::new(broker.control()));
+            running.broker = Some(broker);
+            running.controller = Some(Controller::start(
+                Arc::clone(&store),
+                control_address.clone(),
+                Arc::clone(&clock),
+                Arc::clone(&random),
+                probe(control.clone()),
+                holders(&control),
+                tasks,
+                &metrics,
+            ));
+        }
+        Role::Proxy => {}
+    }
+    if matches!(id.role, Role::Proxy | Role::Broker) {
+        let group = tasks.group("proxy");
+        let dial = |name: &str| group.group(name);
+        let deps = Deps {
+            cluster: cluster.id.clone(),
+            incarnation: cluster.incarnation,
+            meta: Arc::clone(&store),
+            fronts: Dialer::new(Arc::clone(&connector), Exchange::default(), dial("fronts")),
+            nodes: Dialer::new(Arc::clone(&connector), Exchange::default(), dial("nodes")),
+            cold: None,
+            control: control.clone(),
+            clock: Arc::clone(&clock),
+            random: Arc::clone(&random),
+            metrics: metrics.clone(),
+            tracer: Tracer::off(),
+            readiness: readiness.clone(),
+            tasks: group.clone(),
+        };
+        let config = ProxyConfig {
+            name: format!("proxy {control_address}"),
+            memory_bytes: 64 << 20,
+            ..ProxyConfig::default()
+        };
+        let proxy = Proxy::start(config, deps).await?;
+        proxy.add_services(&mut routes);
+        if id.role == Role::Proxy {
+            let record = ProxyRecord {
+                id: host.clone(),
+                address: control_address.clone(),
+                zone: world.zone(id),
+            };
+            let session = session::register_proxy(Arc::clone(&store), &record, SESSION_TTL).await?;
+            running.proxy = Some((proxy, session));
+        }
+    }
+    let listener = world
+        .network
+        .bind(&host, GRPC)
+        .await
+        .with_context(|| format!("{host} cannot listen"))?;
+    let router = tonic::transport::Server::builder().add_routes(routes.routes());
+    tasks.spawn_critical("grpc", async move { router.serve_with_incoming(listener.incoming()).await });
+    Ok(running)
+}
+
+fn probe(control: Control) -> Probe {
+    Arc::new(move |id, address| {
+        let control = control.clone();
+        Box::pin(async move {
+            let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
+            match broker.ping(tonic::Request::new(v1::PingRequest {})).await {
+                Ok(answer) if answer.get_ref().broker != id.0 => Err(ProbeError::Refused),
+                Ok(_) => Ok(()),
+                Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
+                Err(_) => Err(ProbeError::Timeout),
+            }
+        })
+    })
+}
+
+fn holders(control: &Control) -> Holders {
+    let ids = |partitions: Vec<PartitionId>| partitions.into_iter().map(PartitionId::get).collect();
+    let (to_brokers, to_nodes) = (control.clone(), control.clone());
+    Holders {
+        brokers: Arc::new(move |address, partitions| {
+            let (control, partition_ids) = (to_brokers.clone(), ids(partitions));
+            Box::pin(async move {
+                let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
+                let request = tonic::Request::new(v1::DescribePartitionsRequest { partition_ids });
+                let answer = broker.describe_partitions(request).await;
+                let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
+                Ok(owned.into_iter().map(|one| PartitionId(one.partition_id)).collect())
+            })
+        }),
+        nodes: Arc::new(move |address, partitions| {
+            let (control, partition_ids) = (to_nodes.clone(), ids(partitions));
+            Box::pin(async move {
+                let node = control.node(&address).map_err(|_| ProbeError::Refused)?;
+                let request = tonic::Request::new(v1::HoldsRequest { partition_ids });
+                let answer = node.holds(request).await;
+                let held = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partition_ids;
+                Ok(held.into_iter().map(PartitionId).collect())
+            })
+        }),
+    }
+}

@@ -1,0 +1,189 @@
+//! What all parts of one simulation share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use forebay_history::{Event, History};
+use forebay_meta::store::SimulatedStore;
+use forebay_runtime::clock::Clock;
+use forebay_runtime::random::SeededRandom;
+use forebay_runtime::tasks::Tasks;
+use parking_lot::Mutex;
+
+use crate::disks::Disks;
+use crate::host::{HostId, Running};
+use crate::network::Network;
+use crate::time::SimClock;
+
+/// The size of a simulated cluster and its load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Storage nodes.
+    pub nodes: u32,
+    /// Brokers, which are controllers too.
+    pub brokers: u32,
+    /// Proxies.
+    pub proxies: u32,
+    /// Partitions of the topic that is written.
+    pub partitions: u32,
+    /// Producers.
+    pub producers: u32,
+    /// Readers at the tail.
+    pub readers: u32,
+    /// Simulated seconds of load and faults.
+    pub seconds: u64,
+    /// Files of one storage node, in MiB.
+    pub disk_budget_mib: u64,
+    /// Recent batches kept by a broker.
+    pub tail_cache_bytes: u64,
+    /// Nothing is broken.
+    pub calm: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            nodes: 4,
+            brokers: 3,
+            proxies: 2,
+            partitions: 3,
+            producers: 3,
+            readers: 2,
+            seconds: 30,
+            disk_budget_mib: 256,
+            tail_cache_bytes: 64 << 10,
+            calm: false,
+        }
+    }
+}
+
+/// What happened to processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Ends {
+    /// Processes that ended by themselves.
+    pub exits: u64,
+    /// Starts that were refused.
+    pub refusals: u64,
+}
+
+/// See the module. Clones are handles to the same simulation.
+#[derive(Clone)]
+pub struct World {
+    /// What everything follows from.
+    pub seed: u64,
+    /// Its size.
+    pub options: Arc<Options>,
+    /// Right time.
+    pub clock: Arc<SimClock>,
+    /// For decisions of the simulation itself.
+    pub random: Arc<SeededRandom>,
+    /// Between all hosts.
+    pub network: Network,
+    /// Metadata.
+    pub store: SimulatedStore,
+    /// Disks of storage nodes.
+    pub disks: Disks,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    history: History,
+    up: BTreeMap<HostId, SimClock>,
+    slow_disks: BTreeMap<HostId, u64>,
+    refusals: Vec<String>,
+    ends: Ends,
+}
+
+impl World {
+    /// A world of one seed. Call within a paused runtime.
+    #[must_use]
+    pub fn new(seed: u64, options: Options) -> Self {
+        let clock = Arc::new(SimClock::new());
+        let of_store: Arc<dyn Clock> = clock.clone();
+        Self {
+            seed,
+            options: Arc::new(options),
+            random: Arc::new(SeededRandom::stream(seed, 0xfab)),
+            network: Network::new(seed),
+            store: SimulatedStore::new(of_store, Tasks::new("etcd")),
+            clock,
+            disks: Disks::new(),
+            shared: Arc::default(),
+        }
+    }
+
+    /// Notes an event.
+    pub fn note(&self, event: Event) {
+        let at = u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
+        self.shared.lock().history.push(at, event);
+    }
+
+    /// Everything noted.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.shared.lock().history.clone()
+    }
+
+    /// A process runs.
+    pub fn up(&self, host: HostId, running: &Running) {
+        self.shared.lock().up.insert(host, running.clock.clone());
+    }
+
+    /// It does no longer.
+    pub fn down(&self, host: HostId) {
+        self.shared.lock().up.remove(&host);
+    }
+
+    /// Which processes run.
+    #[must_use]
+    pub fn running(&self) -> Vec<HostId> {
+        self.shared.lock().up.keys().copied().collect()
+    }
+
+    /// Makes the wall clock of a process jump.
+    pub fn jump_clock(&self, host: HostId, by_ms: i64) {
+        if let Some(clock) = self.shared.lock().up.get(&host) {
+            clock.jump(by_ms);
+        }
+    }
+
+    /// Makes a host's disk so many times slower.
+    pub fn slow_disk(&self, host: HostId, times: u64) {
+        self.shared.lock().slow_disks.insert(host, times);
+    }
+
+    /// How many times slower a host's disk is.
+    #[must_use]
+    pub fn disk_slowness(&self, host: HostId) -> u64 {
+        self.shared.lock().slow_disks.get(&host).copied().unwrap_or(1)
+    }
+
+    /// A process ended by itself.
+    pub fn count_exit(&self) {
+        self.shared.lock().ends.exits += 1;
+    }
+
+    /// A start was refused.
+    pub fn refused(&self, host: HostId, why: &str) {
+        let mut shared = self.shared.lock();
+        shared.ends.refusals += 1;
+        let text = format!("{host}: {why}");
+        if shared.refusals.last() != Some(&text) {
+            shared.refusals.push(text);
+        }
+    }
+
+    /// Counts of ends, and why starts were refused.
+    #[must_use]
+    pub fn ends(&self) -> (Ends, Vec<String>) {
+        let shared = self.shared.lock();
+        (shared.ends, shared.refusals.clone())
+    }
+
+    /// The zone of a host: there are three.
+    #[must_use]
+    pub fn zone(&self, host: HostId) -> String {
+        format!("z{}", host.number % 3)
+    }
+}
