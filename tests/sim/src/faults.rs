@@ -11,6 +11,7 @@ use forebay_runtime::random::{Random, SeededRandom};
 
 use crate::host::{Host, HostId, Order, Role, folder};
 use crate::network::{Delays, STORE};
+use crate::objects::OBJECTS;
 use crate::world::World;
 
 /// One kind of trouble.
@@ -28,6 +29,8 @@ enum Fault {
     SlowDisk(HostId),
     SlowNetwork,
     ClockJump(HostId),
+    ObjectsAway,
+    ObjectsFail,
     FailedSync(HostId),
     AllBrokers,
     AllNodes,
@@ -38,16 +41,28 @@ pub struct Troublemaker<'a> {
     world: &'a World,
     hosts: &'a [Host],
     random: SeededRandom,
+    /// Kinds of trouble that this seed makes, one bit each: few kinds often find what many do not.
+    kinds: u64,
+    /// Longest pause between two, in ms.
+    pause_ms: u64,
 }
 
 impl<'a> Troublemaker<'a> {
     /// Trouble for these hosts.
     #[must_use]
     pub fn new(world: &'a World, hosts: &'a [Host]) -> Self {
+        let random = SeededRandom::stream(world.seed, 0xfa017);
+        let kinds = match random.range(0, 3) {
+            0 => u64::MAX,
+            _ => random.u64() | 1,
+        };
+        let pause_ms = [150, 600, 2_500][random.range(0, 3) as usize % 3];
         Self {
             world,
             hosts,
-            random: SeededRandom::stream(world.seed, 0xfa017),
+            kinds,
+            pause_ms,
+            random,
         }
     }
 
@@ -55,9 +70,13 @@ impl<'a> Troublemaker<'a> {
     pub async fn run(&self, time: Duration) {
         let work = async {
             loop {
-                let pause = self.random.range(100, 3_500);
+                let pause = self.random.range(10, self.pause_ms);
                 tokio::time::sleep(Duration::from_millis(pause)).await;
-                let fault = self.choose();
+                let choice = self.random.range(0, 100);
+                if self.kinds >> (choice / 4) & 1 == 0 {
+                    continue;
+                }
+                let fault = self.choose(choice);
                 tracing::info!(target: "sim", ?fault, "fault");
                 let lasts = self.lasting();
                 self.begin(fault, lasts).await;
@@ -75,6 +94,8 @@ impl<'a> Troublemaker<'a> {
         self.world.network.lose_store_messages(0);
         self.world.network.set_delays(Delays::default());
         self.world.network.resume(STORE);
+        self.world.network.resume(OBJECTS);
+        self.world.objects.fail(0);
         for host in self.hosts {
             self.world.network.resume(&host.id.to_string());
             self.world.slow_disk(host.id, 1);
@@ -102,8 +123,8 @@ impl<'a> Troublemaker<'a> {
         self.of(role)
     }
 
-    fn choose(&self) -> Fault {
-        match self.random.range(0, 100) {
+    fn choose(&self, choice: u64) -> Fault {
+        match choice {
             0..14 => Fault::Kill(self.of(Role::Broker), true),
             14..24 => Fault::Kill(self.of(Role::Storage), self.random.range(0, 2) == 0),
             24..27 => Fault::Kill(self.of(Role::Proxy), true),
@@ -118,9 +139,11 @@ impl<'a> Troublemaker<'a> {
             78..82 => Fault::Lease,
             82..87 => Fault::SlowDisk(self.of(Role::Storage)),
             87..91 => Fault::SlowNetwork,
-            91..93 => Fault::ClockJump(self.any()),
-            93..96 => Fault::FailedSync(self.of(Role::Storage)),
-            96..98 => Fault::AllBrokers,
+            91..92 => Fault::ClockJump(self.any()),
+            92..94 => Fault::ObjectsAway,
+            94..96 => Fault::ObjectsFail,
+            96..97 => Fault::FailedSync(self.of(Role::Storage)),
+            97..98 => Fault::AllBrokers,
             _ => Fault::AllNodes,
         }
     }
@@ -172,6 +195,21 @@ impl<'a> Troublemaker<'a> {
                 tokio::spawn(async move {
                     tokio::time::sleep(lasts).await;
                     network.resume(STORE);
+                });
+            }
+            Fault::ObjectsAway => {
+                network.stall(OBJECTS);
+                tokio::spawn(async move {
+                    tokio::time::sleep(lasts).await;
+                    network.resume(OBJECTS);
+                });
+            }
+            Fault::ObjectsFail => {
+                let objects = world.objects.clone();
+                objects.fail(self.random.range(2, 12));
+                tokio::spawn(async move {
+                    tokio::time::sleep(lasts).await;
+                    objects.fail(0);
                 });
             }
             Fault::StoreLoss => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use forebay_broker::{Broker, BrokerConfig, Parts, partition};
+use forebay_broker::{Broker, BrokerConfig, Objects, Parts, partition};
 use forebay_meta::cluster::{self, ClusterSettings};
 use forebay_meta::controller::{Controller, Holders, Probe, ProbeError};
 use forebay_meta::session::{self, Session};
@@ -18,7 +18,7 @@ use forebay_proto::stored::ProxyRecord;
 use forebay_proto::v1;
 use forebay_proto::v1::broker_server::BrokerServer;
 use forebay_proto::v1::storage_node_server::StorageNodeServer;
-use forebay_proxy::{Control, Deps, Proxy, ProxyConfig};
+use forebay_proxy::{Cold, Control, Deps, Proxy, ProxyConfig};
 use forebay_record::{BrokerId, PartitionId};
 use forebay_runtime::admin_http::Readiness;
 use forebay_runtime::clock::Clock;
@@ -29,6 +29,9 @@ use forebay_runtime::random::{Random, SeededRandom};
 use forebay_runtime::tasks::Tasks;
 use forebay_runtime::trace::Tracer;
 use forebay_storage_node::{Config as StorageConfig, Environment, StorageNode};
+use forebay_tier::{
+    Bucket, CacheConfig, Collector, GcOptions, Manifests, ObjectStoreConfig, OpenError, Reader, StoreError,
+};
 use tokio::sync::mpsc;
 use tonic::service::RoutesBuilder;
 
@@ -249,6 +252,11 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
         proxy: None,
         clock: sim_clock,
     };
+    let objects = if world.options.offload {
+        Some(open_objects(world, &host, &cluster.id, &random, &clock, &metrics).await?)
+    } else {
+        None
+    };
     let mut routes = RoutesBuilder::default();
     let binder = world.network.binder();
     let data = name(&host, DATA);
@@ -279,7 +287,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
                 cluster_id: cluster.id.clone(),
                 incarnation: cluster.incarnation,
                 meta: Arc::clone(&store),
-                bucket: None,
+                bucket: objects.as_ref().map(|objects| objects.bucket.clone()),
                 clock: Arc::clone(&clock),
                 random: Arc::clone(&random),
                 metrics: metrics.clone(),
@@ -326,7 +334,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
                 },
             };
             let parts = Parts {
-                objects: None,
+                objects: objects.clone(),
                 cluster: cluster.id.clone(),
                 incarnation: cluster.incarnation,
                 store: Arc::clone(&store),
@@ -340,7 +348,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
             let broker = Broker::start(config, parts, listener).await?;
             routes.add_service(BrokerServer::new(broker.control()));
             running.broker = Some(broker);
-            running.controller = Some(Controller::start(
+            let controller = Controller::start(
                 Arc::clone(&store),
                 control_address.clone(),
                 Arc::clone(&clock),
@@ -349,7 +357,22 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
                 holders(&control),
                 tasks,
                 &metrics,
-            ));
+            );
+            if let Some(objects) = &objects {
+                let collector = Collector::new(
+                    objects.bucket.clone(),
+                    Arc::clone(&store),
+                    cluster.id.clone(),
+                    GcOptions {
+                        grace: Duration::from_millis(500),
+                        ..GcOptions::default()
+                    },
+                    Arc::clone(&clock),
+                    &metrics,
+                );
+                collect(collector, &controller, tasks);
+            }
+            running.controller = Some(controller);
         }
         Role::Proxy => {}
     }
@@ -362,7 +385,10 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
             meta: Arc::clone(&store),
             fronts: Dialer::new(Arc::clone(&connector), Exchange::default(), dial("fronts")),
             nodes: Dialer::new(Arc::clone(&connector), Exchange::default(), dial("nodes")),
-            cold: None,
+            cold: objects.clone().map(|objects| Cold {
+                reader: objects.reader,
+                manifests: objects.manifests,
+            }),
             control: control.clone(),
             clock: Arc::clone(&clock),
             random: Arc::clone(&random),
@@ -396,6 +422,57 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
     let router = tonic::transport::Server::builder().add_routes(routes.routes());
     tasks.spawn_critical("grpc", async move { router.serve_with_incoming(listener.incoming()).await });
     Ok(running)
+}
+
+async fn open_objects(
+    world: &World,
+    host: &str,
+    cluster: &str,
+    random: &Arc<dyn Random>,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+) -> anyhow::Result<Objects> {
+    let bucket = Bucket::over(
+        world.objects.of_host(host),
+        "simulated".to_owned(),
+        &ObjectStoreConfig::default(),
+        metrics,
+        Arc::clone(clock),
+    );
+    match bucket.check(cluster, random.as_ref()).await {
+        Ok(()) | Err(OpenError::Store(StoreError::Unavailable { .. })) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let cache = CacheConfig {
+        memory_bytes: ByteSize::mib(1),
+        ..CacheConfig::default()
+    };
+    Ok(Objects {
+        reader: Reader::open(bucket.clone(), &cache, metrics).await?,
+        manifests: Manifests::new(bucket.clone(), 1 << 20),
+        bucket,
+        random: Arc::clone(random),
+    })
+}
+
+/// Collects garbage where the controller leads.
+fn collect(mut collector: Collector, controller: &Controller, tasks: &Tasks) {
+    let status = controller.subscribe();
+    tasks.spawn("garbage", async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            if !status.borrow().leader {
+                continue;
+            }
+            match collector.round().await {
+                Ok(round) if round.deleted > 0 => {
+                    tracing::info!(target: "sim", deleted = round.deleted, "garbage collected");
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(target: "sim", %error, "garbage was not collected"),
+            }
+        }
+    });
 }
 
 fn probe(control: Control) -> Probe {

@@ -14,6 +14,7 @@ pub mod faults;
 pub mod host;
 pub mod load;
 pub mod network;
+pub mod objects;
 pub mod run;
 pub mod time;
 pub mod world;

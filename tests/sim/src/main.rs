@@ -50,11 +50,11 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn options(&self) -> Options {
+    fn options(&self, seed: u64) -> Options {
         Options {
             seconds: self.seconds,
             calm: self.calm,
-            ..Options::default()
+            ..Options::of_seed(seed)
         }
     }
 }
@@ -81,7 +81,7 @@ fn child(seed: u64, arguments: &Arguments) -> anyhow::Result<bool> {
     let keep = if arguments.log { Keep::Print } else { Keep::None };
     let log = EventLog::new(arguments.level, keep);
     let started = Instant::now();
-    let (mut outcome, history) = run(seed, &arguments.options(), &log);
+    let (mut outcome, history) = run(seed, &arguments.options(seed), &log);
     outcome.seconds = started.elapsed().as_secs_f64();
     if let Some(path) = &arguments.history {
         let file = std::io::BufWriter::new(std::fs::File::create(path)?);

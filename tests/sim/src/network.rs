@@ -204,6 +204,12 @@ impl Network {
         Duration::from_micros(us)
     }
 
+    /// Takes as long as a message from one host to another, and longer while nothing passes.
+    pub async fn travel(&self, from: &str, to: &str) {
+        tokio::time::sleep(self.delay()).await;
+        self.opened(from, to).await;
+    }
+
     async fn connect(&self, from: &str, host: &str, port: u16) -> io::Result<Connection> {
         let dial = async {
             tokio::time::sleep(self.delay()).await;

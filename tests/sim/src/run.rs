@@ -129,8 +129,9 @@ async fn drive(world: &World) -> anyhow::Result<()> {
     let admin = load::reach(world, "admin", 0).await?.admin();
     let config = [
         ("segment.bytes", "1048576"),
-        ("segment.ms", "3000"),
-        ("forebay.offload", "false"),
+        ("segment.ms", if world.seed.is_multiple_of(3) { "1000" } else { "3000" }),
+        ("forebay.offload", if world.options.offload { "true" } else { "false" }),
+        ("retention.ms", "-1"),
     ];
     let config = config
         .iter()

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use forebay_history::{Event, History};
 use forebay_meta::store::SimulatedStore;
 use forebay_runtime::clock::Clock;
-use forebay_runtime::random::SeededRandom;
+use forebay_runtime::random::{Random, SeededRandom};
 use forebay_runtime::tasks::Tasks;
 use parking_lot::Mutex;
 
 use crate::disks::Disks;
 use crate::host::{HostId, Running};
 use crate::network::Network;
+use crate::objects::Objects;
 use crate::time::SimClock;
 
 /// The size of a simulated cluster and its load.
@@ -38,6 +39,26 @@ pub struct Options {
     pub tail_cache_bytes: u64,
     /// Nothing is broken.
     pub calm: bool,
+    /// Sealed segments go to the object store.
+    pub offload: bool,
+}
+
+impl Options {
+    /// The size of a seed's cluster: half of them have an object store and little disk.
+    #[must_use]
+    pub fn of_seed(seed: u64) -> Self {
+        let random = SeededRandom::stream(seed, 0x512e);
+        let offload = random.range(0, 2) == 0;
+        Self {
+            nodes: u32::try_from(random.range(3, 6)).unwrap_or(4),
+            brokers: u32::try_from(random.range(2, 4)).unwrap_or(3),
+            partitions: u32::try_from(random.range(1, 5)).unwrap_or(3),
+            producers: u32::try_from(random.range(1, 4)).unwrap_or(3),
+            disk_budget_mib: if offload { 32 } else { 256 },
+            offload,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Options {
@@ -53,6 +74,7 @@ impl Default for Options {
             disk_budget_mib: 256,
             tail_cache_bytes: 64 << 10,
             calm: false,
+            offload: false,
         }
     }
 }
@@ -83,6 +105,8 @@ pub struct World {
     pub store: SimulatedStore,
     /// Disks of storage nodes.
     pub disks: Disks,
+    /// Where sealed segments go.
+    pub objects: Objects,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -101,11 +125,13 @@ impl World {
     pub fn new(seed: u64, options: Options) -> Self {
         let clock = Arc::new(SimClock::new());
         let of_store: Arc<dyn Clock> = clock.clone();
+        let network = Network::new(seed);
         Self {
             seed,
             options: Arc::new(options),
             random: Arc::new(SeededRandom::stream(seed, 0xfab)),
-            network: Network::new(seed),
+            objects: Objects::new(seed, network.clone()),
+            network,
             store: SimulatedStore::new(of_store, Tasks::new("etcd")),
             clock,
             disks: Disks::new(),

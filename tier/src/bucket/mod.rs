@@ -79,6 +79,33 @@ impl Bucket {
         let Some(opened) = open::open(config, env)? else {
             return Ok(None);
         };
+        Ok(Some(Self::of(opened, config, metrics, clock)))
+    }
+
+    /// A client of a store that the caller has made; `place` names it in messages.
+    #[must_use]
+    pub fn over(
+        store: Arc<dyn ObjectStore>,
+        place: String,
+        config: &ObjectStoreConfig,
+        metrics: &Metrics,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let opened = open::Opened {
+            store,
+            prefix: Path::default(),
+            place,
+            folder: None,
+        };
+        Self::of(opened, config, metrics, clock)
+    }
+
+    fn of(
+        opened: open::Opened,
+        config: &ObjectStoreConfig,
+        metrics: &Metrics,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let inner = Inner {
             store: opened.store,
             prefix: opened.prefix,
@@ -90,9 +117,9 @@ impl Bucket {
             clock,
             metrics: StoreMetrics::new(metrics),
         };
-        Ok(Some(Self {
+        Self {
             inner: Arc::new(inner),
-        }))
+        }
     }
 
     /// For messages: the URL and endpoint, without secrets.
