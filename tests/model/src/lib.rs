@@ -2,6 +2,10 @@
 //!
 //! - `search`: breadth first, with shortest traces and a form of liveness.
 //! - `log`: one partition, from append to repair.
+//! - `floor`: two partitions whose segments share the floors of nodes.
+//! - `objects`: objects, manifests, sessions and garbage collection.
+//! - `report`: what is printed.
+//! - `tables`: the scopes that must be right and the mutants that must be caught.
 //!
 //! Models hold the rules of docs/protocol.md, not the code; what they leave out is in
 //! docs/verification.md. They depend on nothing of the product on purpose: a rule that the code gets
@@ -11,5 +15,9 @@
     reason = "states are small arrays indexed by the model's own constants; a wrong index must stop the check"
 )]
 
+pub mod floor;
 pub mod log;
+pub mod objects;
+pub mod report;
 pub mod search;
+pub mod tables;

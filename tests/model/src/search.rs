@@ -86,6 +86,23 @@ impl Fingerprint {
     }
 }
 
+impl Hasher for Fingerprint {
+    fn finish(&self) -> u64 {
+        self.mixed
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.bytes(bytes);
+    }
+}
+
+/// The fingerprint of a state that says itself what belongs to it.
+pub fn fingerprint_of(state: &impl std::hash::Hash) -> u64 {
+    let mut into = Fingerprint::default();
+    state.hash(&mut into);
+    into.end()
+}
+
 /// Fingerprints are mixed already.
 #[derive(Default)]
 struct AsIs(u64);
@@ -204,7 +221,10 @@ impl Search {
             }
             number += 1;
         }
-        match self.owed.and_then(|property| Some((property, seen.first_without_way()?))) {
+        match self
+            .owed
+            .and_then(|property| Some((property, seen.first_without_way()?)))
+        {
             Some((property, number)) => seen.violated(model, property, number),
             None => End::Exhausted,
         }
@@ -255,7 +275,10 @@ impl<S: Clone> Seen<S> {
                 }
             }
         }
-        reaching.iter().position(|&reaches| !reaches).map(|number| number as u32)
+        reaching
+            .iter()
+            .position(|&reaches| !reaches)
+            .map(|number| number as u32)
     }
 
     fn violated<M: Model<State = S>>(&mut self, model: &M, property: &'static str, number: u32) -> End {

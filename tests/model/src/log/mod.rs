@@ -80,6 +80,8 @@ pub struct Log {
     pub scope: Scope,
     /// The rule that is broken.
     pub mutant: Option<Mutant>,
+    /// Whether rules are checked too, beside what users see.
+    pub rules: bool,
 }
 
 /// Steps found so far.
@@ -146,11 +148,11 @@ impl Log {
             ..
         } = state;
         for (id, segment) in segments[..usize::from(*segment_count)].iter_mut().enumerate() {
-            for node in 0..NODES {
+            for (node, at) in nodes.iter().enumerate() {
                 if segment.in_flight[node] == 0 {
                     continue;
                 }
-                let (at, held) = (&nodes[node], &nodes[node].held[id]);
+                let held = &at.held[id];
                 let refused = at.generation != segment.replicas[node]
                     || held.fenced
                     || held.limbo
@@ -166,7 +168,11 @@ impl Log {
 
     /// Prepares a segment on three nodes that are not those of the one before.
     fn new_segment(&self, state: &mut State, index: usize, after: u8, base: u8) -> u8 {
-        let skipped = if state.replicas_of(after)[0] != 0 { 0 } else { NODES - 1 };
+        let skipped = if state.replicas_of(after)[0] != 0 {
+            0
+        } else {
+            NODES - 1
+        };
         let mut replicas = [0; NODES];
         for (node, generation) in replicas.iter_mut().enumerate() {
             if node != skipped {
@@ -179,7 +185,11 @@ impl Log {
         state.segments[usize::from(id)] = Segment {
             epoch: broker.epoch,
             seq: broker.seq,
-            token: state.record.revision,
+            token: if self.breaks(Mutant::TokensDoNotRise) {
+                1
+            } else {
+                state.record.revision
+            },
             base,
             replicas,
             ..Segment::default()
@@ -197,7 +207,7 @@ impl Model for Log {
         let mut state = State {
             record: Record {
                 epoch: 1,
-                revision: 1,
+                revision: 2,
                 last_seq: 1,
                 ..Record::default()
             },
@@ -273,11 +283,13 @@ impl Model for Log {
         self.broken_property(state)
     }
 
+    /// The newest grant's owner serves, and has committed all that it accepted.
     fn is_goal(&self, state: &State) -> bool {
+        let open = state.record.last().map(|link| link.segment);
         let owner = |broker: &Broker| {
-            matches!(broker.phase, Phase::Active)
-                && broker.epoch == state.record.epoch
-                && state.record.last().is_some_and(|link| link.segment == broker.segment)
+            let end = state.segments[usize::from(broker.segment)].base + broker.log.len();
+            let serves = matches!(broker.phase, Phase::Active) && broker.epoch == state.record.epoch;
+            serves && open == Some(broker.segment) && broker.committed == end
         };
         state.brokers.iter().any(owner)
     }

@@ -26,6 +26,7 @@ pub enum Mutant {
     RepairWithoutCompare,
     SealedAtLongestTail,
     BaseBeyondSealedEnd,
+    TokensDoNotRise,
     CarryShownBeforeLink,
     CommittedOfAnotherSegment,
     LocalTailServed,
@@ -51,11 +52,6 @@ impl Mutant {
                 | Self::RotCutAsTorn
                 | Self::RestartContinues
         )
-    }
-
-    /// Whether only what users see may catch it: the rule it breaks is checked by itself.
-    pub(super) fn hides_rules(self) -> bool {
-        matches!(self, Self::NoFloor | Self::FloorLostAtRestart)
     }
 
     /// Whether acknowledgements of a segment count while it is being sealed.

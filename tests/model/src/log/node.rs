@@ -1,7 +1,7 @@
 //! Storage nodes: what they do with entries that arrive, when they report them, what they trim, and
 //! how they fail.
 
-use super::state::{Entries, NODES, Node, Phase, Replica, SEGMENTS, State, members};
+use super::state::{Entries, NODES, Node, Phase, Replica, SEGMENTS, State};
 use super::{Log, Mutant, Step, Steps};
 
 impl Log {
@@ -128,7 +128,15 @@ impl Log {
                     at.floor = at.floor.max(token);
                 }
                 let live = Self::has_writer(state, id);
-                self.emit(out, Step::Trim { node, segment: id, live }, next);
+                self.emit(
+                    out,
+                    Step::Trim {
+                        node,
+                        segment: id,
+                        live,
+                    },
+                    next,
+                );
             }
         }
     }
@@ -173,7 +181,15 @@ impl Log {
                 replica.entries.truncate(keep);
                 replica.synced = keep;
                 replica.limbo = !self.breaks(Mutant::RotCutAsTorn);
-                self.emit(out, Step::Rot { node, segment: id, keep }, next);
+                self.emit(
+                    out,
+                    Step::Rot {
+                        node,
+                        segment: id,
+                        keep,
+                    },
+                    next,
+                );
             }
         }
     }
@@ -204,14 +220,5 @@ impl Log {
             next.nodes[node].floor = 0;
         }
         self.emit(out, Step::Crash { node }, next);
-    }
-
-    /// Whether two replicas of the open segment can still say what it holds.
-    pub(super) fn has_quorum(state: &State) -> bool {
-        let Some(link) = state.record.last() else { return false };
-        let able = members(&link.replicas).filter(|&node| {
-            state.nodes[node].generation == link.replicas[node] && !state.replica(node, link.segment).limbo
-        });
-        able.count() >= 2
     }
 }

@@ -29,7 +29,8 @@ impl Log {
         let broker = &state.brokers[index];
         let segment = &state.segments[usize::from(broker.segment)];
         let waiting = segment.base + broker.log.len() - broker.committed;
-        let room = usize::from(segment.base + broker.log.len()) < ENTRIES && usize::from(segment.sent) < SENDS;
+        let room =
+            usize::from(segment.base + broker.log.len()) < ENTRIES && usize::from(segment.sent) < SENDS;
         let full = waiting >= self.scope.window && !self.breaks(Mutant::NoWindow);
         if state.next_value > self.scope.values || !room || full {
             return;
@@ -75,11 +76,20 @@ impl Log {
     pub(super) fn is_durable(&self, state: &State, index: usize, count: u8) -> bool {
         let broker = &state.brokers[index];
         let replicas = &state.segments[usize::from(broker.segment)].replicas;
-        self.is_quorum(members(replicas).filter(|&node| broker.acks[node] >= count).count())
+        self.is_quorum(
+            members(replicas)
+                .filter(|&node| broker.acks[node] >= count)
+                .count(),
+        )
     }
 
     fn is_quorum(&self, count: usize) -> bool {
-        count >= if self.breaks(Mutant::AckQuorumOfOne) { 1 } else { ACK_QUORUM }
+        count
+            >= if self.breaks(Mutant::AckQuorumOfOne) {
+                1
+            } else {
+                ACK_QUORUM
+            }
     }
 
     /// Commits the next entry: it is acknowledged and shown.
@@ -172,7 +182,9 @@ impl Log {
         let old = &state.segments[usize::from(broker.sealed)];
         let ahead = broker.committed - broker.sealed_end;
         let at = broker.committed - old.base;
-        let Some(value) = broker.log.get(ahead) else { return };
+        let Some(value) = broker.log.get(ahead) else {
+            return;
+        };
         let holders = members(&old.replicas).filter(|&node| broker.old_acks[node] > at);
         if broker.recovering || !self.is_quorum(holders.count()) {
             return;

@@ -1,21 +1,22 @@
 //! What must hold in every state of the log model.
 //!
 //! The first ones are what users see: what was acknowledged or read stays, as it was, where readers
-//! look for it. The others are rules whose violation would only later be seen; a mutant that one of
-//! these would catch trivially is run without them (`Mutant::hides_rules`).
+//! look for it. The others are rules whose violation would only be seen later (`Log::rules`): a mutant
+//! that leaves such a rule out is run without them, so that what catches it is the harm.
 
+use super::Log;
 use super::state::{Link, OPEN, State, members};
-use super::{Log, Mutant};
 
 pub const TWO_VALUES: &str = "two values visible at one offset";
 pub const GAP_SHOWN: &str = "an offset visible before the ones below it";
 const UNCOMMITTED_SERVED: &str = "a storage node serves what is not committed";
 const NO_COPY: &str = "an acknowledged entry has no copy left";
 const ONE_COPY: &str = "an acknowledged entry does not survive the loss of one disk";
+const NOWHERE: &str = "an acknowledged entry lies in no segment of the chain";
 const OBJECT_DIFFERS: &str = "the object store holds what was never committed";
 const SEALED_UNCOMMITTED: &str = "an entry below a sealed end was never committed";
 const CHAIN_BROKEN: &str = "the chain has a gap, or an open segment inside";
-const TOKENS_FALL: &str = "tokens fall along the chain";
+const TOKENS_KEPT: &str = "tokens do not rise along the chain";
 const FORGOTTEN_OPEN: &str = "a segment that was forgotten is above the floor";
 const WINDOW_PASSED: &str = "more appended and not committed than the window";
 
@@ -25,7 +26,14 @@ impl Log {
             .broken
             .or_else(|| self.served(state))
             .or_else(|| Self::archived(state))
-            .or_else(|| state.record.chain().iter().find_map(|link| Self::kept(state, link)))
+            .or_else(|| Self::found(state))
+            .or_else(|| {
+                state
+                    .record
+                    .chain()
+                    .iter()
+                    .find_map(|link| Self::kept(state, link))
+            })
             .or_else(|| self.rules(state))
     }
 
@@ -50,9 +58,21 @@ impl Log {
         (!right).then_some(OBJECT_DIFFERS)
     }
 
+    /// Every visible offset is in the object store or in a link.
+    fn found(state: &State) -> Option<&'static str> {
+        let covers = |link: &Link, offset| link.base <= offset && offset < link.end;
+        let missing = (state.record.archived.len()..state.visible.len())
+            .any(|offset| !state.record.chain().iter().any(|link| covers(link, offset)));
+        missing.then_some(NOWHERE)
+    }
+
     /// Every visible entry of a linked segment has a copy, one more than disks that may yet be lost.
     fn kept(state: &State, link: &Link) -> Option<&'static str> {
-        let end = if link.end == OPEN { state.visible.len() } else { link.end };
+        let end = if link.end == OPEN {
+            state.visible.len()
+        } else {
+            link.end
+        };
         for offset in link.base..end {
             let Some(value) = state.visible.get(offset) else {
                 return Some(SEALED_UNCOMMITTED);
@@ -79,7 +99,7 @@ impl Log {
     }
 
     fn rules(&self, state: &State) -> Option<&'static str> {
-        if self.mutant.is_some_and(Mutant::hides_rules) {
+        if !self.rules {
             return None;
         }
         let mut end = state.record.archived.len();
@@ -89,8 +109,8 @@ impl Log {
                 return Some(CHAIN_BROKEN);
             }
             let of = &state.segments[usize::from(link.segment)];
-            if of.token < token {
-                return Some(TOKENS_FALL);
+            if of.token <= token {
+                return Some(TOKENS_KEPT);
             }
             (end, token) = (link.end, of.token);
         }
@@ -104,7 +124,8 @@ impl Log {
                     return Some(FORGOTTEN_OPEN);
                 }
                 let held = &node.held[usize::from(id)];
-                if held.present && (segment.base + held.entries.len()).saturating_sub(held.committed) > self.scope.window {
+                let undecided = (segment.base + held.entries.len()).saturating_sub(held.committed);
+                if held.present && undecided > self.scope.window {
                     return Some(WINDOW_PASSED);
                 }
             }

@@ -11,14 +11,24 @@ impl Log {
         if !as_seen && !self.breaks(Mutant::NoEpochCompare) {
             return false;
         }
+        // The new record is what the sender saw, changed: links up to the sealed one, and the new one.
         let segment = state.segments[usize::from(txn.linked)];
+        let sealed = Link {
+            segment: txn.sealed,
+            base: state.segments[usize::from(txn.sealed)].base,
+            end: txn.sealed_end,
+            replicas: state.replicas_of(txn.sealed),
+        };
         let record = &mut state.record;
-        if let Some(at) = record.position(txn.sealed) {
-            record.truncate(at + 1);
-            record.links[at].end = txn.sealed_end;
-            if record.links[at].base == txn.sealed_end {
-                record.truncate(at);
-            }
+        record.truncate(
+            record
+                .chain()
+                .iter()
+                .filter(|link| link.segment < txn.sealed)
+                .count(),
+        );
+        if sealed.base < sealed.end {
+            record.push(sealed);
         }
         record.push(Link {
             segment: txn.linked,
@@ -170,7 +180,16 @@ impl Log {
             }
         }
         let segment = repair.segment;
-        self.emit(out, Step::Replace { segment, from, to, done }, next);
+        self.emit(
+            out,
+            Step::Replace {
+                segment,
+                from,
+                to,
+                done,
+            },
+            next,
+        );
     }
 
     /// Whether a node may delete a segment, by the record as the node reads it.

@@ -315,10 +315,21 @@ impl State {
         if let Some(repair) = &self.repair {
             repair.record.feed(order, &mut into);
             let place = |node: u8| order.iter().position(|&at| at == usize::from(node)).unwrap_or(0) as u8;
-            into.bytes(&[repair.segment, place(repair.from), place(repair.to), repair.copied.into()]);
+            into.bytes(&[
+                repair.segment,
+                place(repair.from),
+                place(repair.to),
+                repair.copied.into(),
+            ]);
         }
         self.visible.feed(&mut into);
-        into.bytes(&[self.next_value, self.losses, self.crashes, self.unanswered, self.repairs]);
+        into.bytes(&[
+            self.next_value,
+            self.losses,
+            self.crashes,
+            self.unanswered,
+            self.repairs,
+        ]);
         into.byte(u8::from(self.broken.is_some()));
         into.end()
     }
@@ -373,7 +384,14 @@ impl Broker {
         if matches!(self.phase, Phase::Idle) {
             return;
         }
-        into.bytes(&[self.epoch, self.seq, self.segment, self.committed, self.sealed, self.sealed_end]);
+        into.bytes(&[
+            self.epoch,
+            self.seq,
+            self.segment,
+            self.committed,
+            self.sealed,
+            self.sealed_end,
+        ]);
         into.bytes(&ordered(&self.acks, order));
         into.bytes(&ordered(&self.old_acks, order));
         into.bytes(&[

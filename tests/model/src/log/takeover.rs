@@ -16,7 +16,9 @@ impl Log {
         if index > 0 && matches!(state.brokers[index - 1].phase, Phase::Idle) {
             return;
         }
-        let Some(link) = state.record.last().copied() else { return };
+        let Some(link) = state.record.last().copied() else {
+            return;
+        };
         let mut next = *state;
         next.record.epoch += 1;
         next.record.revision += 1;
@@ -47,7 +49,11 @@ impl Log {
                 self.fence(state, index, node, out);
             }
         }
-        let needed = if self.breaks(Mutant::CloseQuorumOfOne) { 1 } else { CLOSE_QUORUM };
+        let needed = if self.breaks(Mutant::CloseQuorumOfOne) {
+            1
+        } else {
+            CLOSE_QUORUM
+        };
         let closed = (broker.evidence & broker.closed).count_ones() >= needed;
         if closed && state.segment_count < self.scope.segments {
             self.carry(state, index, out);
@@ -211,6 +217,13 @@ impl Log {
             self.emit(out, Step::Resolve { broker: index }, next);
             return;
         }
+        let open = state.record.last().map(|link| link.segment);
+        if open != Some(broker.sealed) && !self.breaks(Mutant::NoEpochCompare) {
+            // The record is not the one that this change is about.
+            self.depose(&mut next, index);
+            self.emit(out, Step::NotLinked { broker: index }, next);
+            return;
+        }
         let txn = Txn {
             state: TxnState::InFlight,
             seen: state.record.revision,
@@ -305,7 +318,10 @@ impl Log {
     /// excludes, and is excluded by, the one that is sent now: both compare the same revision.
     fn read_again(&self, state: &mut State, index: usize) {
         let broker = state.brokers[index];
-        let linked = state.record.last().is_some_and(|link| link.segment == broker.segment);
+        let linked = state
+            .record
+            .last()
+            .is_some_and(|link| link.segment == broker.segment);
         let revision = state.record.revision;
         for txn in &mut state.brokers[index].txns {
             let can_apply = matches!(txn.state, TxnState::InFlight) && txn.seen == revision;
@@ -352,7 +368,9 @@ impl Log {
         (broker.sealed, broker.sealed_end) = (0, 0);
         broker.old_acks = [0; NODES];
         if self.breaks(Mutant::CommitBeyondFrozenEnd) {
-            broker.committed = state.segments[usize::from(broker.segment)].base.max(broker.committed);
+            broker.committed = state.segments[usize::from(broker.segment)]
+                .base
+                .max(broker.committed);
         }
     }
 
