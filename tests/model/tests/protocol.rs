@@ -73,8 +73,8 @@ fn scopes_of_mutants_are_right_with_the_rule() {
                 Subject::Objects(model)
             }
         };
-        // As far as the mutant had to go, and twice as far.
-        let states_max = 2 * broken.run(STATES_MAX).states;
+        // As far as the mutant had to go.
+        let states_max = broken.run(STATES_MAX).states;
         let outcome = subject.run(Search {
             states_max,
             owed: None,

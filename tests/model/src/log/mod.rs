@@ -1,7 +1,7 @@
 //! One partition: append, fence, carry, link, ensemble change, offload, trim, repair, and what
 //! crashes, lost disks, damaged disks and lost answers do to them.
 //!
-//! 1. `owner`: accepts, sends, commits, changes the replica set.
+//! 1. `owner`: accepts, sends, commits; `change`: goes on to other replicas.
 //! 2. `takeover`: closes the last segment, carries, links; also how unknown outcomes are resolved.
 //! 3. `node`: what storage nodes do with what arrives, trim, and their faults.
 //! 4. `record`: the record's changes, offload and repair.
@@ -10,6 +10,7 @@
 //! Messages are never lost on purpose: one that is never delivered is lost. They arrive in any order.
 //! A node's answer is there at once, but its effect, a commit or a decision, is a step of its own.
 
+mod change;
 mod mutant;
 mod node;
 mod owner;
@@ -39,6 +40,8 @@ pub struct Scope {
     pub window: u8,
     /// Owners change the replica set of their segment.
     pub changes: bool,
+    /// Owners roll: the old segment drains while its successor fills.
+    pub rolls: bool,
     /// Owners offload, nodes trim.
     pub trim: bool,
     /// Nodes acknowledge later than they store, and lose the difference in a crash.
@@ -63,6 +66,7 @@ impl Scope {
         segments: 4,
         window: 4,
         changes: false,
+        rolls: false,
         trim: false,
         unsynced: false,
         wipes: 0,
@@ -113,7 +117,7 @@ impl Log {
                 broker.phase,
                 Phase::Fencing | Phase::Preparing | Phase::Linking | Phase::Unsure
             );
-            if busy && broker.epoch < state.record.epoch {
+            if busy && !broker.draining && broker.epoch < state.record.epoch {
                 self.depose(state, index);
             }
         }

@@ -25,6 +25,7 @@ pub enum Mutant {
     UnknownTakenAsFailure,
     RepairWithoutCompare,
     SealedAtLongestTail,
+    SealedBeforeDrained,
     BaseBeyondSealedEnd,
     TokensDoNotRise,
     CarryShownBeforeLink,

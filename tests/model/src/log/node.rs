@@ -84,8 +84,11 @@ impl Log {
                 let ack = &mut state.brokers[index].acks[node];
                 *ack = (*ack).max(count);
             }
-            let keeps_old = preparing && self.mutant.is_some_and(Mutant::keeps_old_acks);
-            if keeps_old && state.segments[usize::from(broker.sealed)].replicas[node] == generation {
+            let counts_old = broker.draining || self.mutant.is_some_and(Mutant::keeps_old_acks);
+            if preparing
+                && counts_old
+                && state.segments[usize::from(broker.sealed)].replicas[node] == generation
+            {
                 let count = durable(state.replica(node, broker.sealed));
                 let ack = &mut state.brokers[index].old_acks[node];
                 *ack = (*ack).max(count);

@@ -1,6 +1,6 @@
-//! The owner of an open segment: accept, send, commit, and the change to other replicas.
+//! The owner of an open segment: accept, send, commit; and what owners must not do with a segment.
 
-use super::state::{Broker, ENTRIES, Entries, NODES, Phase, SENDS, Send, State, members};
+use super::state::{Broker, ENTRIES, Entries, NODES, SENDS, Send, State, members};
 use super::{Log, Mutant, Step, Steps};
 
 /// Replicas that must have an entry before it is committed.
@@ -11,9 +11,7 @@ impl Log {
         self.accept(state, index, out);
         self.commit(state, index, out);
         self.spread_committed(state, index, out);
-        if self.scope.changes && state.segment_count < self.scope.segments {
-            self.change(state, index, out);
-        }
+        self.move_on(state, index, out);
         if self.scope.trim && state.brokers[index].epoch == state.record.epoch {
             self.offload(state, index, out);
         }
@@ -25,7 +23,8 @@ impl Log {
         }
     }
 
-    fn accept(&self, state: &State, index: usize, out: &mut Steps) {
+    /// Takes a client's next value; while a roll drains, into the successor.
+    pub(super) fn accept(&self, state: &State, index: usize, out: &mut Steps) {
         let broker = &state.brokers[index];
         let segment = &state.segments[usize::from(broker.segment)];
         let waiting = segment.base + broker.log.len() - broker.committed;
@@ -63,7 +62,8 @@ impl Log {
             segment.sends[usize::from(segment.sent)] = Send {
                 offset: segment.base + at as u8,
                 value,
-                committed,
+                // Nothing of a segment that is not linked may be served.
+                committed: committed.max(segment.base),
             };
             for node in members(&segment.replicas) {
                 segment.in_flight[node] |= 1 << segment.sent;
@@ -83,7 +83,7 @@ impl Log {
         )
     }
 
-    fn is_quorum(&self, count: usize) -> bool {
+    pub(super) fn is_quorum(&self, count: usize) -> bool {
         count
             >= if self.breaks(Mutant::AckQuorumOfOne) {
                 1
@@ -145,60 +145,6 @@ impl Log {
         if self.breaks(Mutant::CommittedOfAnotherSegment) {
             (0..broker.segment).for_each(|older| learn(older, out));
         }
-    }
-
-    /// Ends the segment at what is committed; the rest of the log goes to other replicas.
-    fn change(&self, state: &State, index: usize, out: &mut Steps) {
-        let broker = state.brokers[index];
-        let mut next = *state;
-        let kept = broker.committed - state.segments[usize::from(broker.segment)].base;
-        let segment = self.new_segment(&mut next, index, broker.segment, broker.committed);
-        let successor = &mut next.brokers[index];
-        successor.phase = Phase::Preparing;
-        successor.sealed = broker.segment;
-        successor.sealed_end = broker.committed;
-        successor.segment = segment;
-        successor.log = broker.log.since(kept);
-        successor.acks = [0; NODES];
-        if self.mutant.is_some_and(Mutant::keeps_old_acks) {
-            successor.old_acks = broker.acks;
-        }
-        let carried = successor.log;
-        self.send(&mut next, index, 0);
-        let step = Step::Change {
-            broker: index,
-            sealed: broker.segment,
-            end: broker.committed,
-            segment,
-            carried,
-        };
-        self.emit(out, step, next);
-    }
-
-    /// What a mutant does while its change is undecided: late acknowledgements of the old segment
-    /// answer clients.
-    pub(super) fn commit_in_old(&self, state: &State, index: usize, out: &mut Steps) {
-        let broker = &state.brokers[index];
-        let old = &state.segments[usize::from(broker.sealed)];
-        let ahead = broker.committed - broker.sealed_end;
-        let at = broker.committed - old.base;
-        let Some(value) = broker.log.get(ahead) else {
-            return;
-        };
-        let holders = members(&old.replicas).filter(|&node| broker.old_acks[node] > at);
-        if broker.recovering || !self.is_quorum(holders.count()) {
-            return;
-        }
-        let mut next = *state;
-        next.brokers[index].committed += 1;
-        self.show(&mut next, broker.committed, value);
-        let step = Step::Commit {
-            broker: index,
-            value,
-            offset: broker.committed,
-            segment: broker.sealed,
-        };
-        self.emit(out, step, next);
     }
 
     /// What a mutant does after a crash: reads the end of its segment from two replicas, closes

@@ -238,13 +238,15 @@ pub struct Broker {
     pub sealed: u8,
     pub sealed_end: u8,
     pub recovering: bool,
+    /// The segment to be sealed still drains to `sealed_end`.
+    pub draining: bool,
     /// Nodes that gave evidence after they were closed, and nodes that were closed.
     pub evidence: u8,
     pub closed: u8,
     pub longest: Entries,
     pub shortest: Option<Entries>,
     pub committed_seen: u8,
-    /// Acknowledgements of the segment that is being sealed; kept only for owners that break §6.
+    /// Acknowledgements of the segment that is being sealed, while it drains or for a mutant.
     pub old_acks: [u8; NODES],
     pub txns: [Txn; TXNS],
 }
@@ -397,7 +399,7 @@ impl Broker {
         into.bytes(&[
             bits(self.evidence, order),
             bits(self.closed, order),
-            self.recovering.into(),
+            u8::from(self.recovering) | u8::from(self.draining) << 1,
             self.committed_seen,
         ]);
         self.log.feed(into);

@@ -32,6 +32,12 @@ pub enum Step {
         segment: u8,
         carried: Entries,
     },
+    Roll {
+        broker: usize,
+        sealed: u8,
+        end: u8,
+        segment: u8,
+    },
     Grant {
         broker: usize,
         epoch: u8,
@@ -205,6 +211,15 @@ impl fmt::Display for Step {
                 f,
                 "broker {broker} freezes segment {sealed} at {end} and prepares segment {segment} with {}",
                 Values(&carried)
+            ),
+            Self::Roll {
+                broker,
+                sealed,
+                end,
+                segment,
+            } => write!(
+                f,
+                "broker {broker} lets segment {sealed} drain to {end} and prepares segment {segment}"
             ),
             Self::Grant {
                 broker,

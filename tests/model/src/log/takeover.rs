@@ -195,6 +195,12 @@ impl Log {
     /// A new segment is filled; once it may be linked, the transaction goes out.
     pub(super) fn prepared(&self, state: &State, index: usize, out: &mut Steps) {
         let broker = state.brokers[index];
+        if broker.draining {
+            self.drain(state, index, out);
+        }
+        if self.waits_for_drain(state, index) {
+            return;
+        }
         if self.breaks(Mutant::AckBeforeLink) && !broker.recovering {
             self.commit(state, index, out);
         }
@@ -365,6 +371,7 @@ impl Log {
         }
         broker.phase = Phase::Active;
         broker.recovering = false;
+        broker.draining = false;
         (broker.sealed, broker.sealed_end) = (0, 0);
         broker.old_acks = [0; NODES];
         if self.breaks(Mutant::CommitBeyondFrozenEnd) {

@@ -242,6 +242,16 @@ fn changing() -> Vec<Broken> {
             L::SealedAtLongestTail,
         ),
         log(
+            "i11-sealed-before-drained",
+            "a roll seals the old segment before it has drained",
+            Scope {
+                rolls: true,
+                segments: 3,
+                ..BASE
+            },
+            L::SealedBeforeDrained,
+        ),
+        log(
             "i11-base-beyond-sealed-end",
             "the new segment begins above the sealed end",
             BASE,

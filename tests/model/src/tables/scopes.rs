@@ -131,6 +131,36 @@ fn changes() -> Vec<Checked> {
             },
         ),
         log(
+            "roll",
+            "2 owners, 2 values; owners roll",
+            Scope {
+                values: 2,
+                changes: false,
+                rolls: true,
+                ..ROLLS
+            },
+        ),
+        log(
+            "roll-change",
+            "2 owners, 1 value; owners roll, and change replicas on the way",
+            Scope {
+                rolls: true,
+                segments: 4,
+                ..ROLLS
+            },
+        ),
+        log(
+            "roll-unknown",
+            "2 owners, 2 values; owners roll, an answer is lost",
+            Scope {
+                values: 2,
+                changes: false,
+                rolls: true,
+                unanswered: 1,
+                ..ROLLS
+            },
+        ),
+        log(
             "repair",
             "the same; a sealed segment is repaired, on suspicion",
             Scope { repairs: 1, ..ROLLS },
