@@ -124,7 +124,12 @@ fn named<T>(all: Vec<T>, names: &[String], name: impl Fn(&T) -> &str, kind: &str
 fn search_scopes(wanted: impl IntoIterator<Item = Checked>, states_max: usize) -> Vec<ScopeRow> {
     let search = |checked: Checked| {
         eprintln!("checking {}", checked.name);
-        ScopeRow::new(&checked, checked.run(states_max))
+        let row = ScopeRow::new(&checked, checked.run(states_max));
+        eprintln!(
+            "{}: {}, {} states in {:.1} s",
+            row.scope, row.end, row.states, row.seconds
+        );
+        row
     };
     wanted.into_iter().map(search).collect()
 }
