@@ -327,7 +327,11 @@ fn keeping() -> Vec<Broken> {
             L::AbsentFromChainIsEnough,
         ),
         log("i17-no-floor", "a node forgets without a floor", TRIM, L::NoFloor),
-        floor("i17-no-floor-shared", "the same, with two partitions", F::NoFloor),
+        floor(
+            "i17-no-floor-shared",
+            "a node forgets without a floor, with two partitions",
+            F::NoFloor,
+        ),
         of(
             "i17-floor-set-not-raised",
             "a floor is set to the token of what is forgotten, even downwards",

@@ -124,7 +124,7 @@ fn changes() -> Vec<Checked> {
         log("change", "2 owners, 1 value; owners change replicas", ROLLS),
         log(
             "change-unknown",
-            "the same; 2 answers are lost",
+            "as change; 2 answers are lost",
             Scope {
                 unanswered: 2,
                 ..ROLLS
@@ -162,12 +162,12 @@ fn changes() -> Vec<Checked> {
         ),
         log(
             "repair",
-            "the same; a sealed segment is repaired, on suspicion",
+            "as change; a sealed segment is repaired, on suspicion",
             Scope { repairs: 1, ..ROLLS },
         ),
         log(
             "repair-wipe",
-            "the same; and a disk is lost",
+            "as repair; a disk is lost",
             Scope {
                 repairs: 1,
                 wipes: 1,
@@ -176,7 +176,7 @@ fn changes() -> Vec<Checked> {
         ),
         log(
             "repair-unknown",
-            "the same; and an answer is lost",
+            "as repair; an answer is lost",
             Scope {
                 repairs: 1,
                 unanswered: 1,
@@ -185,7 +185,7 @@ fn changes() -> Vec<Checked> {
         ),
         log(
             "repair-trim",
-            "the same; and segments are offloaded and trimmed",
+            "as repair; segments are offloaded and trimmed",
             Scope {
                 repairs: 1,
                 trim: true,
