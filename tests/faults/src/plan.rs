@@ -161,8 +161,8 @@ const PAUSE_MS_MAX: u64 = 20_000;
 #[must_use]
 pub fn plan(seed: u64, length_ms: u64, abilities: Abilities) -> Vec<Planned> {
     let random = SeededRandom::new(seed);
-    // About one each three seconds is tried; those that are too much at a time are left out.
-    let tries = 2 + length_ms / 3_000;
+    // About one each second and a half is tried; those that are too much at a time are left out.
+    let tries = 2 + length_ms / 1_500;
     let mut planned: Vec<Planned> = Vec::new();
     for _ in 0..tries {
         let at_ms = random.range(0, length_ms * 3 / 4);

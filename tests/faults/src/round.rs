@@ -114,6 +114,9 @@ impl Outcome {
     }
 }
 
+/// A producer or a reader; ends with the round, also with one that fails.
+type Load = AbortOnDropHandle<anyhow::Result<()>>;
+
 /// What a round has while it runs.
 struct Round {
     site: Arc<Mutex<Site>>,
@@ -148,9 +151,13 @@ pub async fn run(settings: &Settings, seed: u64) -> anyhow::Result<Outcome> {
         failures: Vec::new(),
         healed_ms: 0,
     };
+    let supervisor = round.supervisor();
     if let Err(error) = round.go(seed, &planned).await {
         round.failures.push(format!("{error:#}"));
     }
+    // It holds the site: only when it has ended does dropping that end the processes.
+    supervisor.abort();
+    let _ = supervisor.await;
     round.end(seed, &planned, &folder, began)
 }
 
@@ -169,7 +176,6 @@ fn start(settings: &Settings, planned: &[Planned], folder: &Path) -> anyhow::Res
 
 impl Round {
     async fn go(&mut self, seed: u64, planned: &[Planned]) -> anyhow::Result<()> {
-        let _supervisor = self.supervisor();
         let client = self.make_topic().await?;
         let tasks = Tasks::new("faults");
         let etcd = self.site.lock().addresses(Kind::Etcd);
@@ -203,16 +209,16 @@ impl Round {
         Ok(())
     }
 
-    fn supervisor(&self) -> AbortOnDropHandle<()> {
+    fn supervisor(&self) -> JoinHandle<()> {
         let (site, recorder) = (Arc::clone(&self.site), Arc::clone(&self.recorder));
-        AbortOnDropHandle::new(tokio::spawn(async move {
+        tokio::spawn(async move {
             loop {
                 if let Err(error) = site.lock().supervise() {
                     recorder.complain(format!("the supervisor failed: {error:#}"));
                 }
                 tokio::time::sleep(SUPERVISE_EVERY).await;
             }
-        }))
+        })
     }
 
     /// Waits for the cluster, and makes the topic.
@@ -242,34 +248,28 @@ impl Round {
         }
     }
 
-    async fn producers(
-        &self,
-        stop: &CancellationToken,
-    ) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<()>>>> {
+    async fn producers(&self, stop: &CancellationToken) -> anyhow::Result<Vec<Load>> {
         let mut tasks = Vec::new();
         for producer in 1..=PRODUCERS {
             let client = load::client(&self.proxies, usize::try_from(producer)?).await?;
             let recorder = Arc::clone(&self.recorder);
-            tasks.push(tokio::spawn(load::produce(
-                client,
-                producer,
-                recorder,
-                stop.clone(),
-            )));
+            let task = load::produce(client, producer, recorder, stop.clone());
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
         }
         Ok(tasks)
     }
 
-    async fn readers(&self, stop: &CancellationToken) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<()>>>> {
+    async fn readers(&self, stop: &CancellationToken) -> anyhow::Result<Vec<Load>> {
         let mut tasks = Vec::new();
         for reader in 1..=TAILING {
             let client = load::client(&self.proxies, usize::try_from(reader)?).await?;
             let recorder = Arc::clone(&self.recorder);
-            tasks.push(tokio::spawn(load::tail(client, reader, recorder, stop.clone())));
+            let task = load::tail(client, reader, recorder, stop.clone());
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
         }
         let client = load::client(&self.proxies, 0).await?;
         let (recorder, stop) = (Arc::clone(&self.recorder), stop.clone());
-        tasks.push(tokio::spawn(async move {
+        tasks.push(AbortOnDropHandle::new(tokio::spawn(async move {
             let mut reader = SCANNING;
             while !stop.is_cancelled() {
                 for partition in 0..PARTITIONS.get() {
@@ -284,7 +284,7 @@ impl Round {
                 }
             }
             Ok(())
-        }));
+        })));
         Ok(tasks)
     }
 
@@ -380,8 +380,11 @@ impl Round {
             let mut site = self.site.lock();
             (std::mem::take(&mut site.exits), site.panics())
         };
-        // The last of it: ends every process and takes the network away.
-        drop(self.site);
+        // Ends every process and takes the network away.
+        anyhow::ensure!(
+            Arc::into_inner(self.site).is_some(),
+            "somebody still holds the processes"
+        );
         self.failures.extend(panics);
         self.failures.extend(self.recorder.complaints());
         let history = self.recorder.history();
