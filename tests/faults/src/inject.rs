@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use forebay_runtime::random::{Random, SeededRandom};
@@ -11,6 +12,10 @@ use crate::plan::{Fault, Kind, Target};
 use crate::site::{Site, targets};
 
 const BLOCK_BYTES: usize = 4096;
+/// What a storage node logs whose write or fdatasync failed.
+const DEAD_JOURNAL: &str = "the journal is dead";
+/// With records being written, a node comes to its next fdatasync within this.
+const FAILED_SYNC_NOTICED: Duration = Duration::from_secs(3);
 
 /// A fault that is going on.
 #[derive(Debug)]
@@ -20,6 +25,11 @@ pub struct Active {
     target: Option<Target>,
     /// The tracer that makes system calls fail.
     tracer: Option<Child>,
+    /// The tracer could not attach.
+    tracer_failed: bool,
+    /// How often the log said before that the journal is dead.
+    said: usize,
+    began: Instant,
     /// What fills a disk.
     ballast: Option<PathBuf>,
     /// What else there is to say.
@@ -34,11 +44,14 @@ const fn node(number: u8) -> Target {
 }
 
 impl Active {
-    const fn of(fault: Fault) -> Self {
+    fn of(fault: Fault) -> Self {
         Self {
             fault,
             target: None,
             tracer: None,
+            tracer_failed: false,
+            said: 0,
+            began: Instant::now(),
             ballast: None,
             note: None,
         }
@@ -67,7 +80,10 @@ impl Active {
             Fault::Lose(target, percent) => {
                 site.network(target, |network, place| network.lose(place, percent))?;
             }
-            Fault::FailSync(number) => active.tracer = fail_syncs(site, number)?,
+            Fault::FailSync(number) => {
+                active.said = site.says(node(number), DEAD_JOURNAL)?;
+                active.tracer = fail_syncs(site, number)?;
+            }
             Fault::FillDisk(number) => active.ballast = Some(fill(&site.disk(number))?),
             Fault::WipeDisk(number) => {
                 site.hold(node(number))?;
@@ -103,8 +119,17 @@ impl Active {
             Fault::Isolate(target) | Fault::Cut(_, target) | Fault::Lose(target, _) => {
                 site.network(target, |network, place| network.heal(place))
             }
-            Fault::FailSync(_) => {
+            Fault::FailSync(number) => {
+                // A node with a dead journal serves reads until somebody restarts it.
+                let noticed = site.says(node(number), DEAD_JOURNAL)? > self.said;
+                let long = self.began.elapsed() >= FAILED_SYNC_NOTICED;
+                site.hold(node(number))?;
                 self.stop_tracer();
+                site.release(node(number))?;
+                anyhow::ensure!(
+                    noticed || !long || self.tracer_failed,
+                    "node{number} did not notice that its fdatasync failed"
+                );
                 Ok(())
             }
             Fault::FillDisk(_) => match self.ballast.take() {
@@ -127,7 +152,7 @@ impl Active {
             if let Some(id) = id {
                 let _ = rustix::process::kill_process(id, Signal::TERM);
             }
-            let _ = tracer.wait();
+            self.tracer_failed = tracer.wait().is_ok_and(|status| status.code() == Some(1));
         }
     }
 }

@@ -370,6 +370,16 @@ impl Site {
             .collect()
     }
 
+    /// How often a process's log has a text.
+    ///
+    /// # Errors
+    /// Where there is no such process, or its log cannot be read.
+    pub fn says(&mut self, target: Target, text: &str) -> anyhow::Result<usize> {
+        let log = self.member(target)?.service.log().to_owned();
+        let said = std::fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        Ok(String::from_utf8_lossy(&said).matches(text).count())
+    }
+
     /// What should not be in a log and is: panics, of any process.
     #[must_use]
     pub fn panics(&self) -> Vec<String> {
