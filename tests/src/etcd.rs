@@ -1,10 +1,50 @@
-//! One etcd member.
+//! One etcd member, and what any member of a cluster is started with.
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+
+/// One member of an etcd cluster.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Its name among the members.
+    pub name: String,
+    /// Folder of its data.
+    pub data: PathBuf,
+    /// URL for clients.
+    pub client: String,
+    /// URL for the other members.
+    pub peer: String,
+}
+
+impl Member {
+    /// What etcd is started with, the first time and every other time; `all` has this one too.
+    #[must_use]
+    pub fn args(&self, all: &[Self]) -> Vec<String> {
+        let cluster: Vec<_> = all
+            .iter()
+            .map(|member| format!("{}={}", member.name, member.peer))
+            .collect();
+        let data = self.data.display().to_string();
+        let cluster = cluster.join(",");
+        [
+            ("--name", self.name.as_str()),
+            ("--data-dir", &data),
+            ("--listen-client-urls", &self.client),
+            ("--advertise-client-urls", &self.client),
+            ("--listen-peer-urls", &self.peer),
+            ("--initial-advertise-peer-urls", &self.peer),
+            ("--initial-cluster", &cluster),
+            ("--initial-cluster-state", "new"),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value.to_owned()])
+        .collect()
+    }
+}
 
 /// A running etcd, killed when dropped.
 #[derive(Debug)]
@@ -81,30 +121,15 @@ impl Etcd {
 }
 
 fn launch(folder: &tempfile::TempDir, client_port: u16, peer_port: u16) -> anyhow::Result<Child> {
-    let client = format!("http://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{peer_port}");
+    let member = Member {
+        name: "n1".to_owned(),
+        data: folder.path().join("data"),
+        client: format!("http://127.0.0.1:{client_port}"),
+        peer: format!("http://127.0.0.1:{peer_port}"),
+    };
     let log = std::fs::File::create(folder.path().join("etcd.log"))?;
     Command::new("etcd")
-        .args(["--name", "n1", "--data-dir"])
-        .arg(folder.path().join("data"))
-        .args([
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-        ])
-        .args([
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-        ])
-        .args([
-            "--initial-cluster",
-            &format!("n1={peer}"),
-            "--initial-cluster-state",
-            "new",
-        ])
+        .args(member.args(std::slice::from_ref(&member)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
