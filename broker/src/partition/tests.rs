@@ -122,6 +122,7 @@ fn nodes_of(replicas: &BTreeMap<NodeId, Replica>) -> Nodes {
                 zone: String::new(),
                 usable: true,
                 connected: replica.up,
+                leaving: false,
             };
             (*id, view)
         })
@@ -257,6 +258,10 @@ impl World {
                 Action::Offload { segment, .. } => self.send_out(Errand::Copy(segment)),
                 Action::Fold(retention) => self.send_out(Errand::Fold(retention)),
                 Action::ReadState => self.send_out(Errand::State),
+                Action::Survey { .. }
+                | Action::Repair(_)
+                | Action::ForgetCopy { .. }
+                | Action::Repaired(_) => {}
             }
         }
     }

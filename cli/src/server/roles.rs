@@ -352,9 +352,11 @@ async fn start_broker(
         control_address: site.control_address.clone(),
         session_ttl: section.session_ttl.get(),
         tail_cache_bytes: section.tail_cache_bytes.as_u64(),
+        repair_bytes_per_second: section.repair_bytes_per_second.as_u64(),
         partition: partition::Config {
             replicas: usize::from(site.cluster.replicas),
             ack_quorum: site.cluster.ack_quorum,
+            repair_after_ms: u64::try_from(section.repair_after.as_millis()).unwrap_or(u64::MAX),
             ..partition::Config::default()
         },
     };
