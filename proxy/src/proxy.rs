@@ -253,6 +253,7 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         Arc::clone(&random),
         metrics.clone(),
         cold,
+        &config.zone,
     );
     let driver = Driver {
         intake,

@@ -386,6 +386,7 @@ async fn start_proxy(
     control: &Control,
 ) -> anyhow::Result<Proxy> {
     let proxy_config = ProxyConfig {
+        zone: config.listen.zone.clone(),
         name: format!("proxy {}", site.control_address),
         memory_bytes: config.proxy.memory_bytes.as_u64(),
         decompressed_bytes_max: config.proxy.decompressed_bytes_max.as_usize(),
