@@ -217,7 +217,10 @@ impl Admin {
     ///
     /// # Errors
     /// Refused: there is no such node.
-    pub async fn describe_storage_node(&self, id: u32) -> Result<v1::DescribeStorageNodeResponse, AdminError> {
+    pub async fn describe_storage_node(
+        &self,
+        id: u32,
+    ) -> Result<v1::DescribeStorageNodeResponse, AdminError> {
         self.link
             .call(Repeat::Always, |channel| async move {
                 let request = v1::DescribeStorageNodeRequest { id };

@@ -142,7 +142,11 @@ pub async fn set_state(store: &dyn MetaStore, node: NodeId, state: NodeState) ->
             Err(error) => return Err(MetaFailure::from(error).into()),
         }
     }
-    Err(MetaFailure::Contended { key, tries: TRIES_MAX }.into())
+    Err(MetaFailure::Contended {
+        key,
+        tries: TRIES_MAX,
+    }
+    .into())
 }
 
 #[cfg(test)]
@@ -183,10 +187,14 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_is_gone_or_unknown_stays_so() {
         let world = World::new().await;
-        let unknown = set_state(&*world.store, NODE, NodeState::Draining).await.unwrap_err();
+        let unknown = set_state(&*world.store, NODE, NodeState::Draining)
+            .await
+            .unwrap_err();
         assert_eq!(unknown.code, ErrorCode::InvalidRequest);
         register(&world, NodeState::Gone).await;
-        let gone = set_state(&*world.store, NODE, NodeState::Active).await.unwrap_err();
+        let gone = set_state(&*world.store, NODE, NodeState::Active)
+            .await
+            .unwrap_err();
         assert!(gone.message.contains("gone"), "{gone:?}");
     }
 

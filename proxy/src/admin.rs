@@ -15,8 +15,9 @@ use forebay_proto::v1::admin_server::Admin;
 use forebay_proto::v1::{
     AddPartitionsRequest, AddPartitionsResponse, AlterTopicConfigRequest, AlterTopicConfigResponse,
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeClusterRequest,
-    DescribeClusterResponse, DescribeStorageNodeRequest, DescribeStorageNodeResponse, DescribeTopicRequest, DescribeTopicResponse, SetStorageNodeStateRequest, ListTopicsRequest,
-    ListTopicsResponse, PartitionDescription, TopicSummary,
+    DescribeClusterResponse, DescribeStorageNodeRequest, DescribeStorageNodeResponse, DescribeTopicRequest,
+    DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse, PartitionDescription,
+    SetStorageNodeStateRequest, TopicSummary,
 };
 use tonic::{Request, Response, Status};
 

@@ -158,12 +158,7 @@ impl SegmentIndex {
     }
 
     /// The entries from frame `number` on, up to the sealed end, as long as `take` wants more.
-    pub fn entries_of(
-        &self,
-        number: u32,
-        until: Offset,
-        mut take: impl FnMut(&Entry) -> bool,
-    ) -> Vec<Entry> {
+    pub fn entries_of(&self, number: u32, until: Offset, mut take: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
         let entries = self.entries.read();
         let start = entries.partition_point(|entry| entry.number < number);
         entries

@@ -8,7 +8,9 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use forebay_proto::data::replica::{FramesRequest, Headers, HeadersRequest, NodeFailure, ReadRequest, SealedRequest};
+use forebay_proto::data::replica::{
+    FramesRequest, Headers, HeadersRequest, NodeFailure, ReadRequest, SealedRequest,
+};
 use forebay_record::batch::HEADER_LEN as BATCH_HEADER_LEN;
 use forebay_record::frame::{Frame, FrameHeader, FrameKind};
 use forebay_record::{Generation, Offset, SegmentId};

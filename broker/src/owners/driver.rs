@@ -746,7 +746,8 @@ impl Driver {
             }
             FromNode::Copied { request, result } => {
                 if let Some(Sent {
-                    call: Call::Copy(key), ..
+                    call: Call::Copy(key),
+                    ..
                 }) = self.calls.end(request)
                 {
                     self.on_copied(key, node, result);

@@ -23,8 +23,7 @@ mod tests;
 mod writer;
 
 pub use action::{
-    Action, Context, Folded, NodeView, Nodes, Produce, Repair, Retention, Stored, Ticket,
-    Urgency,
+    Action, Context, Folded, NodeView, Nodes, Produce, Repair, Retention, Stored, Ticket, Urgency,
 };
 pub use owner::{Config, Health, Owner};
 pub use repair::Endangered;

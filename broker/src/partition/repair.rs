@@ -177,7 +177,12 @@ impl Owner {
         }
         self.repairs.next_look_ms = ctx.now_ms + LOOK_MS;
         self.roll_away(ctx);
-        if self.record.chain.first().is_none_or(|oldest| oldest.end.is_none()) {
+        if self
+            .record
+            .chain
+            .first()
+            .is_none_or(|oldest| oldest.end.is_none())
+        {
             self.repairs.told.clear();
             self.repairs.replicas.clear();
             self.repairs.attempts.clear();
@@ -206,7 +211,9 @@ impl Owner {
         self.repairs
             .attempts
             .retain(|id, _| chain.iter().any(|one| one.id == *id));
-        self.repairs.told.retain(|id| chain.iter().any(|one| one.id == *id));
+        self.repairs
+            .told
+            .retain(|id| chain.iter().any(|one| one.id == *id));
         self.repairs.avoid.retain(|_, until| *until > ctx.now_ms);
         for segment in sealed() {
             for (node, generation) in &segment.replicas {
@@ -282,14 +289,17 @@ impl Owner {
                 .any(|(.., presence)| matches!(presence, Presence::Here(..)));
             let bad: Vec<_> = of
                 .iter()
-                .filter_map(|(replica, watched, presence)| {
-                    Some((*replica, *presence, watched.bad_since_ms?))
-                })
+                .filter_map(|(replica, watched, presence)| Some((*replica, *presence, watched.bad_since_ms?)))
                 .collect();
             if bad.is_empty() {
                 continue;
             }
-            let tried = self.repairs.attempts.get(&segment.id).copied().unwrap_or_default();
+            let tried = self
+                .repairs
+                .attempts
+                .get(&segment.id)
+                .copied()
+                .unwrap_or_default();
             let hopeless = whole == 0 && !open_question && (!readable || tried >= ATTEMPTS_MAX);
             if hopeless {
                 endangered.lost += 1;
@@ -434,7 +444,9 @@ impl Owner {
     /// Names a whole copy in the record, if it is still wanted (T8). What another change overtook is
     /// decided again on the record as it is then.
     fn name_copy(&mut self, ctx: &mut Context<'_>) {
-        let Some(job) = self.repairs.copied.take() else { return };
+        let Some(job) = self.repairs.copied.take() else {
+            return;
+        };
         let id = job.segment.id;
         if self.record.is_replica(id, job.to.0, job.to.1) {
             ctx.out.push(Action::Repaired(Box::new(job)));
@@ -482,9 +494,7 @@ impl Owner {
         }
         let id = writer.segment.id;
         let since = self.repairs_open_since(away.then_some((id, ctx.now_ms)));
-        let long = since.is_some_and(|since| {
-            ctx.now_ms.saturating_sub(since) >= self.config.repair_after_ms
-        });
+        let long = since.is_some_and(|since| ctx.now_ms.saturating_sub(since) >= self.config.repair_after_ms);
         let usable = ctx
             .nodes
             .iter()

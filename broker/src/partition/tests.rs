@@ -943,7 +943,10 @@ fn check_chain(old: &Partition, new: &Partition) {
                 let replaced = before.replicas.iter().zip(&after.replicas);
                 let replaced = replaced.filter(|(before, after)| before != after).count();
                 assert!(replaced <= 1, "more than one replica was replaced at once");
-                assert!(replaced == 0 || old.epoch == new.epoch, "replaced by another owner");
+                assert!(
+                    replaced == 0 || old.epoch == new.epoch,
+                    "replaced by another owner"
+                );
             }
             None => assert_eq!(
                 new.recent.last().map(|run| (run.base, Some(run.end))),

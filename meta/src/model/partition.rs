@@ -440,13 +440,7 @@ impl Partition {
         op: u64,
     ) -> Result<Self, Refused> {
         self.alive()?;
-        let refuse = |what, node: NodeId| {
-            Err(Refused::Replica {
-                segment,
-                node,
-                what,
-            })
-        };
+        let refuse = |what, node: NodeId| Err(Refused::Replica { segment, node, what });
         let mut next = Self { op, ..self.clone() };
         let Some(found) = next.chain.iter_mut().find(|one| one.id == segment) else {
             return refuse("its segment is not in the chain", lost.0);
@@ -454,11 +448,7 @@ impl Partition {
         if found.end.is_none() {
             return refuse("its segment is open", lost.0);
         }
-        if found
-            .replicas
-            .iter()
-            .any(|one| *one != lost && one.0 == by.0)
-        {
+        if found.replicas.iter().any(|one| *one != lost && one.0 == by.0) {
             return refuse("that node is a replica already", by.0);
         }
         let Some(place) = found.replicas.iter_mut().find(|one| **one == lost) else {

@@ -18,8 +18,8 @@ use super::front::{
 };
 use super::link::{self, LinkError};
 use super::replica::{
-    Ack, Copied, CopyRequest, FenceItem, FencedState, FromNode, Headers, Hello, NodeFailure, Refusal, SealedRequest, Surveyed, ToNode, UploadRequest,
-    Uploaded,
+    Ack, Copied, CopyRequest, FenceItem, FencedState, FromNode, Headers, Hello, NodeFailure, Refusal,
+    SealedRequest, Surveyed, ToNode, UploadRequest, Uploaded,
 };
 use super::{ENVELOPE_LEN, MESSAGE_LEN_MAX, Message, WireError};
 use crate::error::Failure;

@@ -4,13 +4,13 @@
 //! holds. A node is taken out only once nothing needs it, or once it does not answer any more and
 //! others have what it had: everything else needs the operator's word for the loss.
 
+use forebay_meta::keys;
 use forebay_meta::storage::{self, Holdings};
 use forebay_proto::error::Failure;
 use forebay_proto::stored::{ClusterRecord, NodeRecord, NodeState};
 use forebay_proto::v1::{
     DescribeStorageNodeResponse, ErrorCode, StorageNodeDescription, StorageNodeHoldings, StorageNodeState,
 };
-use forebay_meta::keys;
 use forebay_record::{Generation, NodeId};
 use futures_util::{StreamExt, stream};
 
@@ -56,13 +56,21 @@ impl AdminHandler {
             }
         };
         storage::set_state(&*self.core.meta, NodeId(id), state).await?;
-        tracing::info!(node = id, state = state.as_str_name(), accept_loss, "state of a storage node set");
+        tracing::info!(
+            node = id,
+            state = state.as_str_name(),
+            accept_loss,
+            "state of a storage node set"
+        );
         self.describe_storage(id).await
     }
 
     /// The others must be enough for whole segments, or what the node holds has nowhere to go.
     async fn check_drain(&self, id: u32) -> Result<(), Failure> {
-        let cluster = self.record::<ClusterRecord>(keys::CLUSTER).await?.unwrap_or_default();
+        let cluster = self
+            .record::<ClusterRecord>(keys::CLUSTER)
+            .await?
+            .unwrap_or_default();
         let nodes = self.registered().await?;
         let others = nodes
             .iter()
@@ -83,7 +91,9 @@ impl AdminHandler {
         if holdings.is_empty() {
             return Ok(());
         }
-        let Holdings { open, sealed, sole, .. } = holdings;
+        let Holdings {
+            open, sealed, sole, ..
+        } = holdings;
         if node.status.is_some() {
             return Err(refused(format!(
                 "storage node {id} answers, and {sealed} sealed and {open} open segments are on it: drain it first"
@@ -107,7 +117,9 @@ impl AdminHandler {
             .map(|node| self.describe_node(node))
             .buffered(AT_ONCE)
             .filter_map(|node| {
-                let status = node.status.map(|status| (NodeId(node.id), Generation(status.generation)));
+                let status = node
+                    .status
+                    .map(|status| (NodeId(node.id), Generation(status.generation)));
                 std::future::ready(status)
             })
             .collect()

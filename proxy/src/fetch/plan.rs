@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use forebay_proto::data::front::{PlanManifest, PlanRun, PlanSegment, ReadPlan};
 use forebay_proto::data::replica::NodeFailure;
-use forebay_record::{Generation, NodeId, Offset};
 use forebay_record::batch::Batches;
+use forebay_record::{Generation, NodeId, Offset};
 
 /// Where an offset lies in a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -79,7 +79,12 @@ impl Message {
             Self::Trim { segments, .. } | Self::Urge(segments) | Self::Adopt(segments) => {
                 segments.len() * size_of::<SegmentId>()
             }
-            Self::ForgetCopy(..) | Self::Connected(..) | Self::Gone(_) | Self::Trace(_) | Self::Want(_) | Self::StopWriting(_) => 0,
+            Self::ForgetCopy(..)
+            | Self::Connected(..)
+            | Self::Gone(_)
+            | Self::Trace(_)
+            | Self::Want(_)
+            | Self::StopWriting(_) => 0,
         };
         body as u64 + OVERHEAD
     }

@@ -8,7 +8,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_proto::data::replica::{FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest, SealedRequest};
+use forebay_proto::data::replica::{
+    FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest, SealedRequest,
+};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::execution::Execution;
 use forebay_runtime::permits::{BytePermit, BytePermits};

@@ -85,7 +85,11 @@ impl Replica {
             .ok_or(NodeFailure::NotFound)?;
         if header.number < held.staged.frames {
             let known = held.checksums.get(header.number as usize) == Some(&header.checksum);
-            return if known { Ok(false) } else { Err(NodeFailure::Corrupt) };
+            return if known {
+                Ok(false)
+            } else {
+                Err(NodeFailure::Corrupt)
+            };
         }
         if header.number > held.staged.frames {
             return Err(NodeFailure::Behind(held.staged.tail));

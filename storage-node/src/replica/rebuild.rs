@@ -112,9 +112,8 @@ impl Rebuild {
         });
         let state = &mut held.state;
         state.committed = state.committed.max(header.committed);
-        let continues = header.number == state.frames
-            && header.prev_hash == state.hash
-            && header.first == state.tail;
+        let continues =
+            header.number == state.frames && header.prev_hash == state.hash && header.first == state.tail;
         // A copy is in limbo until it is whole.
         if continues && (!state.limbo || state.copied) {
             state.frames += 1;

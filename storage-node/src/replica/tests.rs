@@ -546,7 +546,11 @@ fn a_copy_is_taken_below_the_floor_and_is_evidence_only_once_it_is_whole() {
         refused(Refusal::Fenced(Epoch(9))),
         "nobody but the copy writes to it"
     );
-    assert_eq!(take_copy(&mut replica, PEER, &copy, &[]), Ok(whole), "asked again");
+    assert_eq!(
+        take_copy(&mut replica, PEER, &copy, &[]),
+        Ok(whole),
+        "asked again"
+    );
 }
 
 #[test]
@@ -556,7 +560,10 @@ fn a_copy_takes_nothing_beyond_the_sealed_end_and_no_other_history() {
     let copy = copy_of(&writer, 13, 9);
     let beyond = take_copy(&mut replica, PEER, &copy, &frames);
     assert_eq!(beyond, Err(NodeFailure::Corrupt));
-    assert_eq!(take_copy(&mut replica, PEER, &copy, &[]).unwrap().tail, Offset(13));
+    assert_eq!(
+        take_copy(&mut replica, PEER, &copy, &[]).unwrap().tail,
+        Offset(13)
+    );
     let mut other = Writer::new(1, 10);
     let _open = other.open();
     let differs = take_copy(&mut replica, PEER, &copy, &[other.data_of_len(3, 999)]);
@@ -621,7 +628,10 @@ fn a_replica_that_the_record_names_completes_what_it_has() {
     assert_eq!((whole.frames, whole.tail), (3, Offset(15)));
     replica.synced();
     let state = replica.segment(writer.segment).unwrap();
-    assert_eq!((state.limbo, state.copied, state.fenced), (false, false, Some(Epoch(9))));
+    assert_eq!(
+        (state.limbo, state.copied, state.fenced),
+        (false, false, Some(Epoch(9)))
+    );
 }
 
 #[test]

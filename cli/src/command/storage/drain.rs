@@ -65,7 +65,10 @@ pub async fn run(args: DrainArgs, admin: &Admin) -> anyhow::Result<()> {
 async fn wait(id: u32, mut found: Described, admin: &Admin) -> anyhow::Result<Described> {
     let mut progress = Progress::new(&found);
     while !found.is_empty() {
-        let eta = progress.eta(&found).map(shown).unwrap_or_else(|| "unknown".to_owned());
+        let eta = progress
+            .eta(&found)
+            .map(shown)
+            .unwrap_or_else(|| "unknown".to_owned());
         eprintln!("storage node {id}: {} left, ETA {eta}", found.left());
         let asked = Instant::now();
         tokio::time::sleep(LOOK.max(progress.look * LOOK_SHARE)).await;
