@@ -253,8 +253,8 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         Arc::clone(&random),
         metrics.clone(),
         cold,
-        &config.zone,
     );
+    let catch_up = catch_up.in_zone(&config.zone);
     let driver = Driver {
         intake,
         events: broker_events,

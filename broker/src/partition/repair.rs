@@ -519,7 +519,10 @@ impl Owner {
 }
 
 fn presence_of(watched: &Watched, node: NodeId, ctx: &Context<'_>) -> Presence {
+    // Who begins to own a partition may not have heard of all nodes yet.
+    let fresh = ctx.now_ms.saturating_sub(watched.since_ms) < SETTLE_MS;
     match ctx.nodes.get(&node) {
+        None if fresh => Presence::Away,
         None => Presence::Gone,
         Some(view) if view.generation != watched.generation => Presence::Gone,
         Some(view) if !view.connected => Presence::Away,

@@ -356,7 +356,7 @@ async fn start_broker(
         partition: partition::Config {
             replicas: usize::from(site.cluster.replicas),
             ack_quorum: site.cluster.ack_quorum,
-            repair_after_ms: u64::try_from(section.repair_after.as_millis()).unwrap_or(u64::MAX),
+            repair_after_ms: section.repair_after.as_millis(),
             ..partition::Config::default()
         },
     };

@@ -90,9 +90,7 @@ impl CatchUp {
         random: Arc<dyn Random>,
         metrics: ProxyMetrics,
         cold: Option<Cold>,
-        zone: &str,
     ) -> Self {
-        let zone = (!zone.is_empty()).then(|| zone.to_owned());
         let (plans, turn) = (Mutex::default(), AtomicUsize::new(0));
         Self {
             fronts,
@@ -104,8 +102,15 @@ impl CatchUp {
             cold,
             plans,
             turn,
-            zone,
+            zone: None,
         }
+    }
+
+    /// Reads replicas of this zone first; an empty one is not known.
+    #[must_use]
+    pub(crate) fn in_zone(self, zone: &str) -> Self {
+        let zone = (!zone.is_empty()).then(|| zone.to_owned());
+        Self { zone, ..self }
     }
 
     /// Whether a fresh plan says where an offset is: then the owner need not be asked at all.
