@@ -121,6 +121,7 @@ impl Broker {
             released: released_tx,
             objects: parts.objects.clone(),
             floor,
+            repair_bytes_per_second: config.repair_bytes_per_second,
             metrics: BrokerMetrics::new(&parts.metrics),
             tracer: parts.tracer.clone(),
         });

@@ -21,6 +21,9 @@ pub struct BrokerConfig {
     pub session_ttl: Duration,
     /// Bytes of recent batches kept for readers.
     pub tail_cache_bytes: u64,
+    /// Bytes a second that copies of sealed segments from one storage node to another may send; 0 for no
+    /// bound.
+    pub repair_bytes_per_second: u64,
     /// How partitions are written.
     pub partition: partition::Config,
 }

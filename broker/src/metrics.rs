@@ -63,6 +63,20 @@ pub struct BrokerMetrics {
     pub offload_lag_bytes: Gauge,
     /// Manifests written.
     pub folds: Counter,
+    /// Sealed segments that got a copy in the place of one that was lost.
+    pub repaired_segments: Counter,
+    /// Bytes of frames sent for that.
+    pub repaired_bytes: Counter,
+    /// Copies that failed; each is tried again while it is wanted.
+    pub repair_failures: Counter,
+    /// Copies that wait or run.
+    pub repairs: Gauge,
+    /// Sealed segments with too few sound copies.
+    pub segments_under_replicated: Gauge,
+    /// Of these, with one copy left.
+    pub segments_on_last_copy: Gauge,
+    /// Sealed segments without any copy.
+    pub segments_lost: Gauge,
 }
 
 impl BrokerMetrics {
@@ -146,6 +160,28 @@ impl BrokerMetrics {
                 "Bytes of sealed segments that are not in the object store yet",
             ),
             folds: metrics.counter("manifest_writes", "Manifests written, by folds and by retention"),
+            repaired_segments: metrics.counter(
+                "repaired_segments",
+                "Sealed segments that got a copy on a storage node in the place of one that was lost",
+            ),
+            repaired_bytes: metrics.counter("repaired_bytes", "Bytes of frames copied between storage nodes"),
+            repair_failures: metrics.counter(
+                "repair_failures",
+                "Copies between storage nodes that failed; each is tried again while it is wanted",
+            ),
+            repairs: metrics.gauge("repairs_pending", "Copies between storage nodes that wait or run"),
+            segments_under_replicated: metrics.gauge(
+                "segments_under_replicated",
+                "Sealed segments with fewer sound copies than they should have",
+            ),
+            segments_on_last_copy: metrics.gauge(
+                "segments_on_last_copy",
+                "Sealed segments of which one sound copy is left",
+            ),
+            segments_lost: metrics.gauge(
+                "segments_lost",
+                "Sealed segments without any copy, on storage nodes or in the object store",
+            ),
         }
     }
 }

@@ -164,6 +164,12 @@ impl Nodes {
             }
         };
         self.tell(NodeEvent::Known(Box::new(record.clone()))).await;
+        if record.state() == NodeState::Gone {
+            if let Some((_, stop)) = sessions.remove(&node) {
+                stop.cancel();
+            }
+            return;
+        }
         let same = sessions.get(&node).is_some_and(|(known, _)| {
             (known.boot, known.generation, &known.data_address)
                 == (record.boot, record.generation, &record.data_address)
@@ -174,10 +180,6 @@ impl Nodes {
                 return;
             }
             stop.cancel();
-        }
-        if record.state() == NodeState::Gone {
-            sessions.remove(&node);
-            return;
         }
         let stop = self.tasks.token().child_token();
         sessions.insert(node, (record.clone(), stop.clone()));

@@ -155,6 +155,8 @@ impl BrokerService for Control {
             under_replicated,
             unoffloaded_bytes,
             undecided_bytes,
+            lost,
+            last_copy,
         } = answer.await.map_err(|_| self.gone())?;
         let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Ok(Response::new(v1::BrokerSummary {
@@ -164,6 +166,8 @@ impl BrokerService for Control {
             segments_under_replicated: under_replicated as u64,
             unoffloaded_bytes,
             undecided_bytes,
+            segments_lost: lost as u64,
+            segments_on_last_copy: last_copy as u64,
         }))
     }
 

@@ -213,6 +213,48 @@ impl Admin {
             .map_err(AdminError::Refused)
     }
 
+    /// A storage node, and what partitions still need of it. Reads every partition's record.
+    ///
+    /// # Errors
+    /// Refused: there is no such node.
+    pub async fn describe_storage_node(
+        &self,
+        id: u32,
+    ) -> Result<v1::DescribeStorageNodeResponse, AdminError> {
+        self.link
+            .call(Repeat::Always, |channel| async move {
+                let request = v1::DescribeStorageNodeRequest { id };
+                AdminClient::new(channel).describe_storage_node(request).await
+            })
+            .await
+            .map_err(AdminError::Refused)
+    }
+
+    /// Says what is wanted of a storage node: that it takes segments, is emptied, or is out of the
+    /// cluster, for which `accept_loss` covers a node with the last copy of something. Repeating it
+    /// changes nothing more.
+    ///
+    /// # Errors
+    /// Refused (it would lose something, or what it holds has nowhere to go), or as the store fails.
+    pub async fn set_storage_node_state(
+        &self,
+        id: u32,
+        state: v1::StorageNodeState,
+        accept_loss: bool,
+    ) -> Result<v1::DescribeStorageNodeResponse, AdminError> {
+        self.link
+            .call(Repeat::Always, |channel| async move {
+                let request = v1::SetStorageNodeStateRequest {
+                    id,
+                    state: state as i32,
+                    accept_loss,
+                };
+                AdminClient::new(channel).set_storage_node_state(request).await
+            })
+            .await
+            .map_err(AdminError::of_change)
+    }
+
     /// What a client must know of some topics, or of all where none is named. A topic that does
     /// not exist has its error in its entry.
     ///

@@ -3,7 +3,8 @@
 //! [`store`] is the seam to etcd or the embedded store; [`keys`] and [`record`] are the bytes in
 //! it; [`model`] is the partition record as a value with its changes. On top of them: what the
 //! [`cluster`] is, [`counter`]s for ids, [`topics`] and where they are ([`locate`]), the
-//! [`session`]s of processes, and the [`controller`].
+//! [`session`]s of processes, what an operator wants of [`storage`]
+//! nodes, and the [`controller`].
 
 pub mod cluster;
 pub mod controller;
@@ -16,6 +17,7 @@ pub mod locate;
 pub mod model;
 pub mod record;
 pub mod session;
+pub mod storage;
 pub mod store;
 pub mod topics;
 

@@ -1,9 +1,10 @@
 //! The `Admin` service: topics from the metadata store, the cluster from everyone in it.
 //!
-//! Changes are made here; [`topic`] and [`cluster`] describe. What a peer would have to tell and does
+//! Changes are made here; [`topic`] and [`cluster`] describe, [`storage`] does both for storage nodes. What a peer would have to tell and does
 //! not is left unset; a description never fails because one member is away.
 
 mod cluster;
+mod storage;
 mod topic;
 
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use forebay_proto::v1::admin_server::Admin;
 use forebay_proto::v1::{
     AddPartitionsRequest, AddPartitionsResponse, AlterTopicConfigRequest, AlterTopicConfigResponse,
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeClusterRequest,
-    DescribeClusterResponse, DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest,
-    ListTopicsResponse, PartitionDescription, TopicSummary,
+    DescribeClusterResponse, DescribeStorageNodeRequest, DescribeStorageNodeResponse, DescribeTopicRequest,
+    DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse, PartitionDescription,
+    SetStorageNodeStateRequest, TopicSummary,
 };
 use tonic::{Request, Response, Status};
 
@@ -158,6 +160,26 @@ impl Admin for AdminHandler {
             .await
             .map_err(|failure| call.failed(failure))?;
         Ok(Response::new(cluster))
+    }
+
+    async fn describe_storage_node(
+        &self,
+        request: Request<DescribeStorageNodeRequest>,
+    ) -> Result<Response<DescribeStorageNodeResponse>, Status> {
+        let call = self.core.begin("describe_storage_node")?;
+        let described = self.describe_storage(request.get_ref().id).await;
+        Ok(Response::new(described.map_err(|failure| call.failed(failure))?))
+    }
+
+    async fn set_storage_node_state(
+        &self,
+        request: Request<SetStorageNodeStateRequest>,
+    ) -> Result<Response<DescribeStorageNodeResponse>, Status> {
+        let call = self.core.begin("set_storage_node_state")?;
+        let request = request.into_inner();
+        let (id, state) = (request.id, request.state());
+        let set = self.set_storage_state(id, state, request.accept_loss).await;
+        Ok(Response::new(set.map_err(|failure| call.failed(failure))?))
     }
 }
 

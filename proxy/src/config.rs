@@ -20,6 +20,8 @@ use crate::fetch::cold::Cold;
 pub struct ProxyConfig {
     /// The proxy's name to its peers, for their logs.
     pub name: String,
+    /// The proxy's failure domain, empty where it is not known: replicas there are read first.
+    pub zone: String,
     /// Memory for requests and answers under way, half for each.
     pub memory_bytes: u64,
     /// Largest sum of one batch's records after decompression.
@@ -40,6 +42,7 @@ impl Default for ProxyConfig {
     fn default() -> Self {
         Self {
             name: "proxy".to_owned(),
+            zone: String::new(),
             memory_bytes: 512 << 20,
             decompressed_bytes_max: 64 << 20,
             streams_max: 4096,

@@ -254,6 +254,7 @@ pub(crate) fn assemble(config: ProxyConfig, deps: Deps, membership: Membership) 
         metrics.clone(),
         cold,
     );
+    let catch_up = catch_up.in_zone(&config.zone);
     let driver = Driver {
         intake,
         events: broker_events,

@@ -71,6 +71,10 @@ pub struct SegmentIndex {
     bytes: AtomicU64,
     fenced: AtomicBool,
     limbo: AtomicBool,
+    /// One more than the epoch by which it was copied, 0 where it is no copy.
+    copied_by: AtomicU64,
+    /// The copy is being made.
+    copying: AtomicBool,
     entries: RwLock<Vec<Entry>>,
 }
 
@@ -87,6 +91,9 @@ pub struct HeldFacts {
     pub bytes: u64,
     /// Its frames.
     pub frames: u64,
+    /// Epoch of the owner that copies it here, or has copied all of it, and may make a record name
+    /// it. None where it is no copy, or one that was given up.
+    pub copied_by: Option<Epoch>,
 }
 
 /// Which journal files are in use, and by whom.
@@ -107,6 +114,8 @@ impl SegmentIndex {
             bytes: AtomicU64::new(entries.iter().map(Entry::frame_len).sum()),
             fenced: AtomicBool::new(state.fenced.is_some()),
             limbo: AtomicBool::new(state.limbo),
+            copied_by: AtomicU64::new(copied_by(state)),
+            copying: AtomicBool::new(false),
             entries: RwLock::new(entries),
         }
     }
@@ -139,6 +148,25 @@ impl SegmentIndex {
     /// Bytes may be missing.
     pub fn is_limbo(&self) -> bool {
         self.limbo.load(Ordering::Acquire)
+    }
+
+    /// Epoch of the owner whose copy it is, where that may still be named by a record.
+    fn copied_by(&self) -> Option<Epoch> {
+        let by = self.copied_by.load(Ordering::Acquire).checked_sub(1)?;
+        let kept = !self.is_limbo() || self.copying.load(Ordering::Acquire);
+        kept.then_some(Epoch(u32::try_from(by).unwrap_or(u32::MAX)))
+    }
+
+    /// The entries from frame `number` on, up to the sealed end, as long as `take` wants more.
+    pub fn entries_of(&self, number: u32, until: Offset, mut take: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
+        let entries = self.entries.read();
+        let start = entries.partition_point(|entry| entry.number < number);
+        entries
+            .iter()
+            .skip(start)
+            .take_while(|entry| entry.end <= until && take(entry))
+            .copied()
+            .collect()
     }
 
     /// Whether a frame is held, and where the entry says.
@@ -225,6 +253,7 @@ impl Index {
             tail: segment.tail(),
             bytes: segment.bytes.load(Ordering::Relaxed),
             frames: segment.entries.read().len() as u64,
+            copied_by: segment.copied_by(),
         };
         self.segments.read().iter().map(facts).collect()
     }
@@ -307,9 +336,17 @@ impl Index {
         segment.bytes.fetch_add(bytes, Ordering::Relaxed);
         segment.fenced.store(state.fenced.is_some(), Ordering::Release);
         segment.limbo.store(state.limbo, Ordering::Release);
+        segment.copied_by.store(copied_by(state), Ordering::Release);
         segment.committed.fetch_max(state.committed.0, Ordering::AcqRel);
         // Last: who sees the tail finds everything below it.
         segment.tail.store(state.tail.0, Ordering::Release);
+    }
+
+    /// A copy is being made, or no longer.
+    pub(crate) fn copying(&self, segment: SegmentId, under_way: bool) {
+        if let Some(segment) = self.get(segment) {
+            segment.copying.store(under_way, Ordering::Release);
+        }
     }
 
     /// A committed offset was stated.
@@ -317,6 +354,13 @@ impl Index {
         if let Some(segment) = self.get(segment) {
             segment.committed.fetch_max(committed.0, Ordering::AcqRel);
         }
+    }
+}
+
+fn copied_by(state: &SegmentState) -> u64 {
+    match state.fenced {
+        Some(by) if state.copied => u64::from(by.0) + 1,
+        _ => 0,
     }
 }
 
@@ -362,6 +406,7 @@ mod tests {
             frames: 5,
             fenced: None,
             limbo: false,
+            copied: false,
         };
         let index = Index::default();
         index.publish(&state, &entries);
@@ -389,6 +434,7 @@ mod tests {
             tail: writer.next,
             bytes,
             frames: 5,
+            copied_by: None,
         };
         assert_eq!(index.held(), [facts]);
         let other = PartitionId(writer.segment.partition.0 + 1);

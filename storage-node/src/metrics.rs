@@ -16,6 +16,7 @@ use crate::trim::Figures;
 #[derive(Debug, Clone)]
 pub(crate) struct NodeMetrics {
     pub data_bytes: Counter,
+    pub copied_bytes: Counter,
     pub overhead_bytes: Counter,
     pub zeroed_bytes: Counter,
     pub fsyncs: Counter,
@@ -47,6 +48,10 @@ impl NodeMetrics {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let metrics = metrics.scope("storage");
         Self {
+            copied_bytes: metrics.counter(
+                "copied_bytes",
+                "Bytes of frames that came from another storage node's copy of a segment",
+            ),
             data_bytes: metrics.counter("journal_data_bytes", "Bytes of frames written to the journal"),
             overhead_bytes: metrics.counter(
                 "journal_overhead_bytes",
@@ -161,6 +166,10 @@ impl RequestMetrics {
             ToNode::Lookup { .. } => "lookup",
             ToNode::Confirm { .. } => "confirm",
             ToNode::Upload { .. } => "upload",
+            ToNode::Survey { .. } => "survey",
+            ToNode::Sealed { .. } => "sealed",
+            ToNode::Copy { .. } => "copy",
+            ToNode::ForgetCopy { .. } => "forget_copy",
             ToNode::Traced(traced) => return self.count(&traced.1),
         };
         self.others.with([kind]).inc();

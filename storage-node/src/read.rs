@@ -8,7 +8,9 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use forebay_proto::data::replica::{FramesRequest, Headers, HeadersRequest, NodeFailure, ReadRequest};
+use forebay_proto::data::replica::{
+    FramesRequest, Headers, HeadersRequest, NodeFailure, ReadRequest, SealedRequest,
+};
 use forebay_record::batch::HEADER_LEN as BATCH_HEADER_LEN;
 use forebay_record::frame::{Frame, FrameHeader, FrameKind};
 use forebay_record::{Generation, Offset, SegmentId};
@@ -125,6 +127,37 @@ impl Reader {
             _ if !holds => Err(NodeFailure::Corrupt),
             Err(failure) if frames.is_empty() => Err(failure),
             _ => Ok(frames),
+        }
+    }
+
+    /// Whole frames from a number on, up to the sealed end, for another node to hold.
+    pub(crate) fn sealed(&self, request: &SealedRequest) -> Result<Vec<Frame>, NodeFailure> {
+        let segment = self.segment(request.segment, request.generation)?;
+        let max_bytes = u64::from(request.max_bytes.min(ANSWER_BYTES_MAX));
+        let mut total = 0;
+        let entries = segment.entries_of(request.number, request.until, |entry| {
+            let first = total == 0;
+            total += entry.frame_len();
+            first || total <= max_bytes
+        });
+        let mut frames = Vec::with_capacity(entries.len());
+        let mut number = request.number;
+        let result = self.headers_and_frames(request.segment, &entries, |entry, header, payload| {
+            if entry.number != number {
+                return false;
+            }
+            number += 1;
+            frames.push(Frame {
+                header: *header,
+                payload: vec![payload],
+            });
+            true
+        });
+        match result {
+            Err(failure) if frames.is_empty() => Err(failure),
+            _ if !frames.is_empty() => Ok(frames),
+            _ if segment.is_limbo() => Err(NodeFailure::Corrupt),
+            _ => Err(NodeFailure::Behind(segment.tail())),
         }
     }
 

@@ -94,6 +94,9 @@ pub enum Refused {
     },
 }
 
+/// A checkpoint that lost to another change of the record is tried again so often.
+const CHECKPOINT_TRIES: u32 = 16;
+
 /// How to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Plan {
@@ -365,6 +368,24 @@ pub(crate) async fn register(
 
 /// Stores how far the journal is durable; returns what an operator wants of the node.
 pub(crate) async fn checkpoint(
+    meta: &dyn MetaStore,
+    mine: &NodeRecord,
+    durable: u64,
+) -> Result<NodeState, RegisterError> {
+    // An operator may change the record's state at the same moment: it is this start's record still.
+    let mut result = checkpoint_once(meta, mine, durable).await;
+    for _ in 1..CHECKPOINT_TRIES {
+        match &result {
+            Err(RegisterError::Changed { boot, generation, .. })
+                if (*boot, generation.0) == (mine.boot, mine.generation) => {}
+            _ => break,
+        }
+        result = checkpoint_once(meta, mine, durable).await;
+    }
+    result
+}
+
+async fn checkpoint_once(
     meta: &dyn MetaStore,
     mine: &NodeRecord,
     durable: u64,

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use forebay_meta::model::Partition;
-use forebay_record::{PartitionId, SegmentId};
+use forebay_record::{Generation, NodeId, PartitionId, SegmentId};
 
 use crate::index::HeldFacts;
 use crate::pressure::Level;
@@ -73,12 +73,18 @@ pub(crate) struct Ledger {
     looked: BTreeMap<PartitionId, Looked>,
     released: BTreeMap<SegmentId, Released>,
     unrecorded: BTreeSet<PartitionId>,
+    /// The node and its generation, as records name it.
+    me: (NodeId, Generation),
+    /// Copies that records name.
+    adopted: BTreeSet<SegmentId>,
 }
 
 impl Ledger {
     /// Keeps what was released for `grace` where room is short; a record is read again after `round`.
-    pub(crate) const fn new(grace: Duration, round: Duration) -> Self {
+    pub(crate) const fn new(me: (NodeId, Generation), grace: Duration, round: Duration) -> Self {
         Self {
+            me,
+            adopted: BTreeSet::new(),
             grace,
             round,
             looked: BTreeMap::new(),
@@ -143,7 +149,18 @@ impl Ledger {
             return self.unrecorded.insert(partition);
         };
         self.unrecorded.remove(&partition);
+        let (node, generation) = self.me;
         for one in of_one {
+            if record.is_replaced(one.segment, node, generation, one.copied_by) {
+                // Other nodes have it.
+                self.released.entry(one.segment).or_insert(Released {
+                    since: now,
+                    bytes: one.bytes,
+                    useful: false,
+                });
+            } else if one.copied_by.is_some() && record.is_replica(one.segment, node, generation) {
+                self.adopted.insert(one.segment);
+            }
             if record.is_deletable(one.segment) {
                 // What lies in the object store is worth keeping for a while; an orphan is not, nor is
                 // what its topic took along.
@@ -162,6 +179,11 @@ impl Ledger {
         }
         self.looked.insert(partition, looked);
         false
+    }
+
+    /// Copies that records name by now.
+    pub(crate) fn take_adopted(&mut self) -> Vec<SegmentId> {
+        std::mem::take(&mut self.adopted).into_iter().collect()
     }
 
     /// Whether a segment may go, now or later.
@@ -225,6 +247,7 @@ mod tests {
 
     use super::*;
 
+    const ME: (NodeId, Generation) = (NodeId(3), Generation(1));
     const GRACE: Duration = Duration::from_secs(120);
     const ROUND: Duration = Duration::from_secs(5);
 
@@ -243,6 +266,7 @@ mod tests {
             tail: Offset(tail),
             bytes: 100,
             frames: 2,
+            copied_by: None,
         }
     }
 
@@ -253,7 +277,7 @@ mod tests {
             base: Offset(base),
             end: None,
             ack_quorum: 1,
-            replicas: vec![(NodeId(3), Generation(1))],
+            replicas: vec![ME],
             bytes: 0,
             sealed_ms: 0,
         }
@@ -297,7 +321,7 @@ mod tests {
 
     #[test]
     fn what_was_offloaded_stays_as_long_as_there_is_room_and_no_longer() {
-        let mut ledger = Ledger::new(GRACE, ROUND);
+        let mut ledger = Ledger::new(ME, GRACE, ROUND);
         let none = BTreeSet::new();
         assert_eq!(ledger.due(&all(), &none, Level::Calm, secs(0)), [PartitionId(7)]);
         assert!(!ledger.on_record(PartitionId(7), &Seen::Record(&record()), &all(), secs(10)));
@@ -319,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_second_look_does_not_begin_the_grace_anew() {
-        let mut ledger = Ledger::new(GRACE, ROUND);
+        let mut ledger = Ledger::new(ME, GRACE, ROUND);
         for now in [10, 100, 120] {
             ledger.on_record(PartitionId(7), &Seen::Record(&record()), &all(), secs(now));
         }
@@ -334,7 +358,7 @@ mod tests {
         held_now[0] = held(id(7, 1, 1), 0, 0);
         held_now.push(held(id(7, 1, 4), 20, 22));
         held_now.push(held(id(7, 2, 1), 20, 23));
-        let mut ledger = Ledger::new(GRACE, ROUND);
+        let mut ledger = Ledger::new(ME, GRACE, ROUND);
         ledger.on_record(PartitionId(7), &Seen::Record(&record), &held_now, secs(1));
         assert_eq!(ledger.ready(Level::Calm, secs(1)), [id(7, 1, 1), id(7, 1, 4)]);
         let deleted = record.delete(10);
@@ -344,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_missing_record_releases_nothing_and_is_told_once() {
-        let mut ledger = Ledger::new(GRACE, ROUND);
+        let mut ledger = Ledger::new(ME, GRACE, ROUND);
         assert!(ledger.on_record(PartitionId(7), &Seen::Nothing, &all(), secs(1)));
         assert!(!ledger.on_record(PartitionId(7), &Seen::Nothing, &all(), secs(9)));
         assert!(ledger.ready(Level::Full, secs(9_999)).is_empty());
@@ -358,7 +382,7 @@ mod tests {
         let lone = held(id(9, 1, 1), 0, 3);
         let mut held_now = all();
         held_now.push(lone);
-        let mut ledger = Ledger::new(GRACE, ROUND);
+        let mut ledger = Ledger::new(ME, GRACE, ROUND);
         let mut urged = BTreeSet::new();
         assert_eq!(ledger.due(&held_now, &urged, Level::Calm, secs(0)).len(), 2);
         let mut other = Partition::new(PartitionId(9), Uuid::nil(), 0);
@@ -385,5 +409,24 @@ mod tests {
         // Nothing is read for what is released already.
         let released = [all()[0]];
         assert!(due(&released, Level::Calm, 999).is_empty());
+    }
+
+    #[test]
+    fn a_replaced_replica_goes_at_once_and_a_copy_stays_until_it_cannot_be_named() {
+        let (copied, elsewhere) = (record().epoch, (NodeId(9), Generation(1)));
+        let ready = |me, copied_by| {
+            let mut held_now = all();
+            held_now[1].copied_by = copied_by;
+            let mut ledger = Ledger::new(me, GRACE, ROUND);
+            ledger.on_record(PartitionId(7), &Seen::Record(&record()), &held_now, secs(1));
+            let goes = ledger.ready(Level::Calm, secs(1)).contains(&id(7, 1, 2));
+            (goes, ledger.take_adopted())
+        };
+        assert_eq!(ready(ME, None), (false, vec![]));
+        assert_eq!(ready(elsewhere, None), (true, vec![]));
+        assert_eq!(ready((ME.0, Generation(2)), None), (true, vec![]));
+        assert_eq!(ready(elsewhere, Some(copied)), (false, vec![]));
+        assert_eq!(ready(elsewhere, Some(Epoch(copied.0 - 1))), (true, vec![]));
+        assert_eq!(ready(ME, Some(copied)), (false, vec![id(7, 1, 2)]));
     }
 }

@@ -85,6 +85,14 @@ CASES = {
         one("forebay_broker_partitions_under_replicated", late(3, 15)),
         one("forebay_broker_partitions_under_replicated", late(3, 8)),
     ),
+    "ForebaySegmentsLost": (
+        one("forebay_broker_segments_lost", late(1, 5)),
+        one("forebay_broker_segments_lost", still(0)),
+    ),
+    "ForebaySegmentsOnLastCopy": (
+        one("forebay_broker_segments_on_last_copy", late(2, 20)),
+        one("forebay_broker_segments_on_last_copy", late(2, 10)),
+    ),
     "ForebayPartitionsNotServed": (owned(31, 0), owned(32, 0)),
     "ForebayPartitionsUnplaced": (
         one("forebay_controller_partitions_unplaced", late(1, 5)),

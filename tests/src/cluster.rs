@@ -20,7 +20,18 @@ pub struct Cluster {
     /// The metadata store.
     pub etcd: Etcd,
     folder: tempfile::TempDir,
-    settings: String,
+    settings: Settings,
+}
+
+/// What a cluster's processes are configured with, besides what tells them apart.
+#[derive(Debug, Default, Clone)]
+pub struct Settings {
+    /// Sections of configuration that every process gets.
+    pub all: String,
+    /// Keys of brokers' own section.
+    pub broker: String,
+    /// Zones of storage nodes in turn, and the first for everything else; none for no zones.
+    pub zones: Vec<String>,
 }
 
 impl Cluster {
@@ -37,6 +48,18 @@ impl Cluster {
     /// # Errors
     /// Where one of them does not start.
     pub fn start_with(binary: &Path, nodes: u32, brokers: u32, settings: &str) -> anyhow::Result<Self> {
+        let settings = Settings {
+            all: settings.to_owned(),
+            ..Settings::default()
+        };
+        Self::start_as(binary, nodes, brokers, settings)
+    }
+
+    /// The same with all that can be set.
+    ///
+    /// # Errors
+    /// Where one of them does not start.
+    pub fn start_as(binary: &Path, nodes: u32, brokers: u32, settings: Settings) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let etcd = Etcd::start()?;
         let mut cluster = Self {
@@ -45,22 +68,32 @@ impl Cluster {
             proxies: Vec::new(),
             etcd,
             folder,
-            settings: settings.to_owned(),
+            settings,
         };
         for id in 1..=nodes {
-            let extra = format!(
-                "[storage]\nid = {id}\ndata_dir = \"{}\"\ndata_listen = \"tcp://127.0.0.1:0\"\njournal_file_bytes = \"64MiB\"\n",
-                cluster.folder.path().join(format!("node{id}")).display()
-            );
-            let process = cluster.launch(binary, &format!("node{id}"), "storage", &extra)?;
-            cluster.nodes.push(process);
+            cluster.add_node(binary, id)?;
         }
         for id in 1..=brokers {
             cluster.add_broker(binary, id)?;
         }
-        let process = cluster.launch(binary, "proxy1", "proxy", "")?;
+        let process = cluster.launch(binary, "proxy1", "proxy", "", 0)?;
         cluster.proxies.push(process);
         Ok(cluster)
+    }
+
+    /// Starts one more storage node.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn add_node(&mut self, binary: &Path, id: u32) -> anyhow::Result<()> {
+        let extra = format!(
+            "[storage]\nid = {id}\ndata_dir = \"{}\"\ndata_listen = \"tcp://127.0.0.1:0\"\njournal_file_bytes = \"64MiB\"\n",
+            self.folder.path().join(format!("node{id}")).display()
+        );
+        let place = usize::try_from(id)?.saturating_sub(1);
+        let process = self.launch(binary, &format!("node{id}"), "storage", &extra, place)?;
+        self.nodes.push(process);
+        Ok(())
     }
 
     /// Starts one more broker, which is a controller too; 0 for one that is given its id.
@@ -68,19 +101,30 @@ impl Cluster {
     /// # Errors
     /// Where it does not start.
     pub fn add_broker(&mut self, binary: &Path, id: u32) -> anyhow::Result<()> {
-        let extra =
-            format!("[broker]\nid = {id}\ndata_listen = \"tcp://127.0.0.1:0\"\nsession_ttl = \"3s\"\n");
+        let extra = format!(
+            "[broker]\nid = {id}\ndata_listen = \"tcp://127.0.0.1:0\"\nsession_ttl = \"3s\"\n{}\n",
+            self.settings.broker
+        );
         let name = format!("broker{}", self.brokers.len() + 1);
-        let process = self.launch(binary, &name, "broker,controller", &extra)?;
+        let process = self.launch(binary, &name, "broker,controller", &extra, 0)?;
         self.brokers.push(process);
         Ok(())
     }
 
-    fn launch(&self, binary: &Path, name: &str, roles: &str, extra: &str) -> anyhow::Result<Process> {
+    fn launch(
+        &self,
+        binary: &Path,
+        name: &str,
+        roles: &str,
+        extra: &str,
+        place: usize,
+    ) -> anyhow::Result<Process> {
+        let zones = &self.settings.zones;
+        let zone = zones.get(place % zones.len().max(1)).map_or("", String::as_str);
         let config = format!(
-            "[metadata]\netcd = [\"{}\"]\n[listen]\ngrpc = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n{extra}{}",
+            "[metadata]\netcd = [\"{}\"]\n[listen]\ngrpc = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nzone = \"{zone}\"\n{extra}{}",
             self.etcd.endpoint(),
-            self.settings
+            self.settings.all
         );
         let path = self.folder.path().join(format!("{name}.toml"));
         std::fs::write(&path, config)?;

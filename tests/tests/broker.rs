@@ -146,6 +146,7 @@ impl World {
             control_address: String::new(),
             session_ttl: Duration::from_secs(10),
             tail_cache_bytes: 1 << 20,
+            repair_bytes_per_second: 0,
             partition: partition::Config {
                 replicas: usize::from(self.replicas),
                 ack_quorum: self.replicas / 2 + 1,

@@ -22,6 +22,12 @@ pub enum Call {
     Confirm(u64),
     /// A copy into the object store.
     Upload(u64),
+    /// What a node has of segments.
+    Survey(Vec<SegmentId>),
+    /// Frames of a sealed segment, for a copy.
+    Sealed(u64),
+    /// Frames for the node that is to have a copy.
+    Copy(u64),
 }
 
 /// A call on its way.

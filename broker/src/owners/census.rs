@@ -33,6 +33,7 @@ impl Driver {
             waiting += owner.waiting_bytes();
         }
         let connected = self.views.values().filter(|node| node.connected).count();
+        let endangered = self.endangered();
         let metrics = &self.settings.metrics;
         for (gauge, value) in [
             (&metrics.partitions, self.owners.len() as u64),
@@ -49,6 +50,13 @@ impl Driver {
             ),
             (&metrics.nodes, self.views.len() as u64),
             (&metrics.nodes_connected, connected as u64),
+            (&metrics.repairs, self.repairs.len() as u64),
+            (
+                &metrics.segments_under_replicated,
+                endangered.under_replicated as u64,
+            ),
+            (&metrics.segments_on_last_copy, endangered.last_copy as u64),
+            (&metrics.segments_lost, endangered.lost as u64),
         ] {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         }

@@ -24,6 +24,7 @@ use super::calls::{Call, Calls, Sent};
 use super::fetches::{Fetches, Waiting};
 use super::message::{Command, Outbox};
 use super::offloads::Offloads;
+use super::repairs::Repairs;
 use super::topics::Topics;
 use super::traces::Traces;
 use crate::metrics::{BrokerMetrics, Request};
@@ -60,6 +61,8 @@ pub struct Settings {
     pub objects: Option<Objects>,
     /// Where the oldest revision is published that a new object's name may have.
     pub floor: watch::Sender<u64>,
+    /// Bytes a second that copies between storage nodes may send; 0 for no bound.
+    pub repair_bytes_per_second: u64,
     /// Counters.
     pub metrics: BrokerMetrics,
     /// Begins spans.
@@ -87,6 +90,7 @@ pub struct Driver {
     pub(super) owners: HashMap<PartitionId, Owner>,
     pub(super) calls: Calls,
     pub(super) offloads: Offloads,
+    pub(super) repairs: Repairs,
     pub(super) now_ms: u64,
     nodes: HashMap<NodeId, Node>,
     pub(super) views: Nodes,
@@ -116,6 +120,7 @@ impl Driver {
         Self {
             nonce: settings.nonce,
             offloads: Offloads::new(settings.objects.clone(), settings.records.session),
+            repairs: Repairs::new(settings.repair_bytes_per_second),
             traces: Traces::new(settings.tracer.clone()),
             settings,
             owners: HashMap::new(),
@@ -316,6 +321,7 @@ impl Driver {
             let request = self.calls.begin(node, Call::Fence, self.now_ms);
             self.request(node, ToNode::Fence { request, items });
         }
+        self.send_surveys();
         let visible = std::mem::take(&mut self.visible);
         if !visible.is_empty() {
             for key in self.fetches.on(&visible) {
@@ -341,6 +347,7 @@ impl Driver {
         for sent in self.calls.fail(None, self.now_ms) {
             self.on_call_failed(sent);
         }
+        self.tick_repairs();
         for question in self.calls.overdue_questions(self.now_ms) {
             let message = format!("{}: the storage nodes did not answer in time", question.partition);
             let result = Err(Failure::new(ErrorCode::Unavailable, message));
@@ -487,6 +494,16 @@ impl Driver {
             }
             Action::ReadState => self.on_read_state(partition),
             Action::Offload { segment, urged } => self.on_offload(partition, *segment, urged),
+            Action::Survey {
+                node,
+                segment,
+                generation,
+            } => self.on_survey(node, segment, generation),
+            Action::Repair(repair) => self.on_repair(*repair),
+            Action::ForgetCopy { node, segment, by } => {
+                self.request(node, ToNode::ForgetCopy { segment, by });
+            }
+            Action::Repaired(repair) => self.on_repair_done(&repair),
             Action::Fold(retention) => self.on_fold(partition, retention),
             Action::Store(next) => self.store(partition, next),
             Action::Answer { ticket, result } => self.answer(partition, ticket, result),
@@ -566,6 +583,7 @@ impl Driver {
             self.cached_bytes -= owner.cache().bytes();
         }
         self.visible.insert(partition);
+        self.forget_repairs();
         self.settings
             .metrics
             .partitions
@@ -599,10 +617,7 @@ impl Driver {
     fn on_node(&mut self, event: NodeEvent) {
         match event {
             NodeEvent::Known(record) => self.on_node_known(&record),
-            NodeEvent::Forgotten(node) => {
-                self.nodes.remove(&node);
-                self.views.remove(&node);
-            }
+            NodeEvent::Forgotten(node) => self.on_node_forgotten(node),
             NodeEvent::Up {
                 node,
                 generation,
@@ -631,19 +646,35 @@ impl Driver {
         }
     }
 
+    fn on_node_forgotten(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
+        if self.views.remove(&node).is_some() {
+            for sent in self.calls.fail(Some(node), self.now_ms) {
+                self.on_call_failed(sent);
+            }
+            self.each_owner(|owner, ctx| owner.on_nodes_changed(ctx));
+        }
+    }
+
     fn on_node_known(&mut self, record: &NodeRecord) {
         let id = NodeId(record.id);
+        if record.state() == NodeState::Gone {
+            // An operator said so: nothing that it had comes back.
+            return self.on_node_forgotten(id);
+        }
         let known = self.nodes.entry(id).or_insert_with(|| Node {
             view: NodeView {
                 generation: Generation(record.generation),
                 zone: String::new(),
                 usable: false,
                 connected: false,
+                leaving: false,
             },
             session: None,
         });
         known.view.zone.clone_from(&record.zone);
         known.view.usable = record.state() == NodeState::Active;
+        known.view.leaving = record.state() == NodeState::Draining;
         if known.session.is_none() {
             known.view.generation = Generation(record.generation);
         }
@@ -689,15 +720,37 @@ impl Driver {
                     });
                 }
             }
-            FromNode::Frames { request, result } => {
-                if let Some(Sent {
+            FromNode::Frames { request, result } => match self.calls.end(request) {
+                Some(Sent {
                     call: Call::Frames(partition, segment),
                     ..
-                }) = self.calls.end(request)
-                {
+                }) => {
                     self.with_owner(partition, |owner, ctx| {
                         owner.on_frames(node, segment, result, ctx)
                     });
+                }
+                Some(Sent {
+                    call: Call::Sealed(key),
+                    ..
+                }) => self.on_sealed(key, node, result),
+                _ => {}
+            },
+            FromNode::Surveyed { request, found } => {
+                if let Some(Sent {
+                    call: Call::Survey(segments),
+                    ..
+                }) = self.calls.end(request)
+                {
+                    self.on_surveyed(node, segments, found);
+                }
+            }
+            FromNode::Copied { request, result } => {
+                if let Some(Sent {
+                    call: Call::Copy(key),
+                    ..
+                }) = self.calls.end(request)
+                {
+                    self.on_copied(key, node, result);
                 }
             }
             FromNode::Headers { request, result } => {
@@ -756,6 +809,10 @@ impl Driver {
             }
             Call::Confirm(question) => self.on_confirm(question, node, false),
             Call::Upload(key) => self.on_uploaded(key, node, Err(NodeFailure::Failed)),
+            // Asked again by the partitions' own timers.
+            Call::Survey(_) => {}
+            Call::Sealed(key) => self.on_sealed(key, node, Err(NodeFailure::Failed)),
+            Call::Copy(key) => self.on_copied(key, node, Err(NodeFailure::Failed)),
         }
     }
 

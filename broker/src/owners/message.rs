@@ -62,6 +62,10 @@ pub struct Summary {
     pub segments: usize,
     /// Of these, those that a storage node of theirs is away from.
     pub under_replicated: usize,
+    /// Sealed segments of which no copy is left.
+    pub lost: usize,
+    /// Sealed segments of which one sound copy is left.
+    pub last_copy: usize,
     /// Bytes of sealed segments in the chains: what is not offloaded.
     pub unoffloaded_bytes: u64,
     /// Bytes appended and not committed.

@@ -6,9 +6,10 @@
 //! 3. [`calls`]: requests to storage nodes whose answers are awaited.
 //! 4. [`fetches`]: fetches that wait for data.
 //! 5. [`offloads`]: copies of sealed segments on their way into the object store.
-//! 6. [`topics`]: configurations that change while partitions are owned, and what is told of them.
-//! 7. [`traces`]: spans of the produces that belong to a recorded trace.
-//! 8. [`census`]: what all of them have and how it is, for metrics.
+//! 6. [`repairs`]: copies of sealed segments from one storage node to another.
+//! 7. [`topics`]: configurations that change while partitions are owned, and what is told of them.
+//! 8. [`traces`]: spans of the produces that belong to a recorded trace.
+//! 9. [`census`]: what all of them have and how it is, for metrics.
 //!
 //! One task owns it all, so nothing is locked; awaiting happens in its loop only.
 
@@ -19,6 +20,7 @@ mod fetches;
 mod message;
 mod offloads;
 mod positions;
+mod repairs;
 mod topics;
 mod traces;
 

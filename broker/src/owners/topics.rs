@@ -105,6 +105,9 @@ fn count(owner: &Owner, nodes: &Nodes, summary: &mut Summary) {
     summary.partitions += 1;
     summary.recovering += usize::from(!owner.is_serving());
     summary.undecided_bytes += owner.undecided_bytes();
+    let endangered = owner.endangered();
+    summary.lost += endangered.lost;
+    summary.last_copy += endangered.last_copy;
     for segment in &owner.record().chain {
         let here = |(node, generation): &(_, _)| {
             nodes

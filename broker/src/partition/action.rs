@@ -45,6 +45,8 @@ pub struct NodeView {
     pub usable: bool,
     /// A session is up.
     pub connected: bool,
+    /// It is to be emptied: what it holds is to be held elsewhere.
+    pub leaving: bool,
 }
 
 /// The storage nodes known, by id.
@@ -119,6 +121,28 @@ pub enum Action {
         /// A storage node runs short of space because of it.
         urged: bool,
     },
+    /// Ask what a replica has of a sealed segment.
+    Survey {
+        /// Whom.
+        node: NodeId,
+        /// Of which segment.
+        segment: SegmentId,
+        /// Of the replica, as recorded.
+        generation: Generation,
+    },
+    /// Copy a sealed segment from one storage node to another.
+    Repair(Box<Repair>),
+    /// Tell a node that its copy of a segment will not be needed.
+    ForgetCopy {
+        /// Whom.
+        node: NodeId,
+        /// Which.
+        segment: SegmentId,
+        /// Epoch of the owner that made it.
+        by: Epoch,
+    },
+    /// A sealed segment has a sound replica more than before.
+    Repaired(Box<Repair>),
     /// Write a manifest of what the record lists, without what retention does not want.
     Fold(Retention),
     /// Store a new record, if the stored one has not changed since.
@@ -146,6 +170,36 @@ pub enum Action {
         /// For the log.
         why: String,
     },
+}
+
+/// How soon a copy should be made; the smaller is the sooner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Urgency {
+    /// Whole copies that are left.
+    pub copies: usize,
+    /// Since when one is missing, milliseconds on the driver's monotonic clock.
+    pub since_ms: u64,
+    /// Bytes of the segment, 0 where unknown.
+    pub bytes: u64,
+}
+
+/// A copy of a sealed segment that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// The segment.
+    pub segment: Segment,
+    /// The replica whose place is taken.
+    pub lost: (NodeId, Generation),
+    /// Where the copy goes.
+    pub to: (NodeId, Generation),
+    /// The record names that one already: it completes what it has.
+    pub listed: bool,
+    /// Who may have the bytes, the best first.
+    pub sources: Vec<(NodeId, Generation)>,
+    /// Epoch of the owner that asks.
+    pub by: Epoch,
+    /// How soon.
+    pub urgency: Urgency,
 }
 
 /// What of a partition's past may go.

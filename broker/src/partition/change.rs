@@ -26,7 +26,7 @@ use super::writer::Writer;
 /// Slower replicas of a sealed segment get its rest for this long.
 const TRAILING_MS: u64 = 2_000;
 /// An ensemble is changed for comfort at most this often.
-const COMFORT_MS: u64 = 10_000;
+pub(super) const COMFORT_MS: u64 = 10_000;
 
 impl Owner {
     /// Stores the link of the prepared segment as soon as its plan allows.
@@ -150,6 +150,7 @@ impl Owner {
         self.flush(ctx);
         self.on_resign_progress(ctx);
         self.tend_past(ctx);
+        self.tend_repairs(ctx);
     }
 
     fn on_resign_progress(&mut self, ctx: &mut Context<'_>) {
@@ -226,8 +227,15 @@ impl Owner {
     /// compare-and-swap seals it and links the new one. Held back while the metadata store does not
     /// answer or the chain is full: then the open segment just grows.
     pub(super) fn roll(&mut self, ctx: &mut Context<'_>) {
+        if self.record.chain.len() < CHAIN_MAX {
+            self.roll_even_if_full(ctx);
+        }
+    }
+
+    /// As [`Owner::roll`], for what must not wait for a shorter chain.
+    pub(super) fn roll_even_if_full(&mut self, ctx: &mut Context<'_>) {
         let idle = self.storing.is_none() && self.next.is_none() && matches!(self.phase, Phase::Serving);
-        if !idle || !ctx.meta_healthy || self.record.chain.len() >= CHAIN_MAX {
+        if !idle || !ctx.meta_healthy {
             return;
         }
         self.flush(ctx);

@@ -101,6 +101,7 @@ impl Owner {
     /// A node's session came up.
     pub fn on_connected(&mut self, node: NodeId, generation: Generation, ctx: &mut Context<'_>) {
         self.avoid.remove(&node);
+        self.survey_again(node, ctx.now_ms);
         let writers = self
             .linked
             .iter_mut()

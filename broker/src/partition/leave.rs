@@ -38,6 +38,7 @@ impl Owner {
         self.flush(ctx);
         self.finish_resigning(ctx);
         self.tend_past(ctx);
+        self.tend_repairs(ctx);
     }
 
     /// Answers those whose time is up. What may have been staged is of unknown outcome.

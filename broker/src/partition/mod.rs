@@ -2,7 +2,8 @@
 //!
 //! A produce passes [`append`] (duplicates, offset, frame) and [`writer`] (replicas), and comes back as
 //! acknowledgements that [`commit`] turns into a committed offset and answers. [`takeover`] is how an
-//! ownership begins, [`change`] how a segment ends, [`past`] what becomes of it then, [`leave`] how an ownership ends; [`owner`] is what
+//! ownership begins, [`change`] how a segment ends, [`past`] what becomes of it then, [`repair`] how
+//! it keeps its copies, [`leave`] how an ownership ends; [`owner`] is what
 //! they all work on. All of it is a state machine: calls in, actions
 //! out, no I/O, no clock.
 
@@ -14,12 +15,16 @@ mod leave;
 mod owner;
 mod past;
 mod placement;
+mod repair;
 mod tail;
 mod takeover;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-pub use action::{Action, Context, Folded, NodeView, Nodes, Produce, Retention, Stored, Ticket};
+pub use action::{
+    Action, Context, Folded, NodeView, Nodes, Produce, Repair, Retention, Stored, Ticket, Urgency,
+};
 pub use owner::{Config, Health, Owner};
+pub use repair::Endangered;
 pub use tail::{Found, Tail};

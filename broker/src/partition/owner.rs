@@ -5,7 +5,8 @@
 //! 3. [`super::commit`] moves the committed offset once a quorum has synced a frame, answers
 //!    produces, and makes records visible.
 //! 4. Size, age or trouble end the segment: [`super::change`].
-//! 5. The oldest sealed segment goes to the object store: [`super::past`].
+//! 5. The oldest sealed segment goes to the object store: [`super::past`]; sealed segments keep their
+//!    copies: [`super::repair`].
 //! 6. A fence, a lost compare-and-swap or a resignation end the ownership: [`super::leave`].
 
 use std::collections::{BTreeMap, VecDeque};
@@ -13,10 +14,11 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use forebay_meta::model::{Partition, Segment, TopicConfig};
 use forebay_proto::data::front::Acks;
-use forebay_record::{BrokerId, Epoch, NodeId, Offset, SessionId};
+use forebay_record::{BrokerId, Epoch, NodeId, Offset, SegmentId, SessionId};
 
 use super::action::{Context, Nodes, Produce, Ticket};
 use super::past::Past;
+use super::repair::Repairs;
 use super::tail::Tail;
 use super::takeover::Recovery;
 use super::writer::Writer;
@@ -45,6 +47,9 @@ pub struct Config {
     pub segment_bytes: u64,
     /// Roll a segment that holds something at this age.
     pub segment_ms: u64,
+    /// A sealed segment's replica that is away for this long is replaced; at once where fewer than
+    /// the acknowledging quorum are left.
+    pub repair_after_ms: u64,
     /// A replica without progress for this long is cut off.
     pub straggler_ms: u64,
     /// A replica whose backlog keeps more than this in memory is cut off.
@@ -64,6 +69,7 @@ impl Default for Config {
             retention_bytes: None,
             segment_bytes: 256 << 20,
             segment_ms: 600_000,
+            repair_after_ms: 300_000,
             straggler_ms: 2_000,
             straggler_bytes: 16 << 20,
         }
@@ -202,6 +208,9 @@ pub struct Owner {
     pub(super) waiting_bytes: u64,
     pub(super) echoes: Vec<Echo>,
     pub(super) past: Past,
+    pub(super) repairs: Repairs,
+    /// The open segment, while a replica of it is away, and since when.
+    pub(super) open_away: Option<(SegmentId, u64)>,
     pub(super) announce_at_ms: Option<u64>,
     pub(super) visible: Offset,
 }
@@ -243,6 +252,8 @@ impl Owner {
             waiting_bytes: 0,
             echoes: Vec::new(),
             past: Past::default(),
+            repairs: Repairs::default(),
+            open_away: None,
             announce_at_ms: None,
             visible: start,
         };

@@ -16,6 +16,7 @@ use forebay_record::{Offset, SegmentId};
 
 use super::action::{Action, Context, Folded, Retention};
 use super::owner::{Owner, Phase};
+use super::repair::OFFLOAD_PATIENCE_MS;
 
 /// Ranges in the record from which on they are folded into the manifest.
 const FOLD_AT: usize = RECENT_MAX - 4;
@@ -38,6 +39,8 @@ pub(super) struct Past {
     /// What the newest manifest says of itself; none until one was read.
     manifest: Option<(Option<ManifestRef>, Manifest)>,
     failures: u32,
+    /// Since when copies into the object store fail.
+    failing_since_ms: Option<u64>,
     next_offload_ms: u64,
     next_fold_ms: u64,
     next_retention_ms: u64,
@@ -53,7 +56,21 @@ struct Manifest {
     bytes: u64,
 }
 
+impl Past {
+    /// The next copy goes before those of other partitions.
+    pub(super) const fn urge(&mut self) {
+        self.urged = true;
+    }
+}
+
 impl Owner {
+    /// Whether sealed segments go into the object store, and it has taken them lately.
+    pub(super) fn is_offload_working(&self, ctx: &Context<'_>) -> bool {
+        let since = self.past.failing_since_ms;
+        let failing = since.is_some_and(|since| ctx.now_ms.saturating_sub(since) >= OFFLOAD_PATIENCE_MS);
+        self.config.offload && !failing
+    }
+
     /// Where storage nodes ran short of space, they ask for the segments that hold their oldest
     /// files: an open one is rolled, a sealed one goes before those of other partitions.
     pub fn on_urged(&mut self, segment: SegmentId, ctx: &mut Context<'_>) {
@@ -132,12 +149,14 @@ impl Owner {
         match run {
             Some(run) => {
                 self.past.failures = 0;
+                self.past.failing_since_ms = None;
                 self.past.copied = Some((segment, run));
             }
             None => {
                 let (first, most) = PAUSE_MS;
                 let pause = first.saturating_mul(1 << self.past.failures.min(6)).min(most);
                 self.past.failures = self.past.failures.saturating_add(1);
+                self.past.failing_since_ms.get_or_insert(ctx.now_ms);
                 self.past.next_offload_ms = ctx.now_ms + pause;
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use forebay_meta::model::Segment;
 use forebay_record::{Generation, NodeId, SegmentId};
 
 use super::action::{NodeView, Nodes};
@@ -24,7 +25,7 @@ pub fn choose(
         .iter()
         .map(|(id, view)| (!is_usable(*id, view, avoid), rank(segment, *id), *id, view))
         .collect();
-    ranked.sort_by_key(|(unusable, rank, id, _)| (*unusable, *rank, *id));
+    ranked.sort_by_key(|(unusable, rank, id, view)| (*unusable, view.leaving, *rank, *id));
     let usable = ranked.iter().filter(|(unusable, ..)| !unusable).count();
     if usable < quorum {
         return None;
@@ -43,6 +44,31 @@ pub fn choose(
         }
     }
     Some(chosen)
+}
+
+/// Chooses a node that takes the place of one replica of a sealed segment: not one of the others, and
+/// in a zone that none of the others is in, where there is such a node. None where no node can.
+#[must_use]
+pub fn replace(
+    segment: &Segment,
+    lost: (NodeId, Generation),
+    nodes: &Nodes,
+    avoid: &BTreeSet<NodeId>,
+) -> Option<(NodeId, Generation)> {
+    let others = || segment.replicas.iter().filter(|one| **one != lost);
+    let zones: BTreeSet<&str> = others()
+        .filter_map(|(node, _)| nodes.get(node))
+        .map(|view| view.zone.as_str())
+        .filter(|zone| !zone.is_empty())
+        .collect();
+    nodes
+        .iter()
+        .filter(|(id, view)| {
+            let taken = others().any(|(node, _)| node == *id) || lost == (**id, view.generation);
+            !taken && is_usable(**id, view, avoid)
+        })
+        .min_by_key(|(id, view)| (zones.contains(view.zone.as_str()), rank(segment.id, **id), **id))
+        .map(|(id, view)| (*id, view.generation))
 }
 
 fn is_usable(id: NodeId, view: &NodeView, avoid: &BTreeSet<NodeId>) -> bool {
@@ -73,6 +99,7 @@ mod tests {
                     zone: (*zone).to_owned(),
                     usable: true,
                     connected: true,
+                    leaving: false,
                 };
                 (NodeId(id), view)
             })
@@ -97,6 +124,40 @@ mod tests {
                 .map(|(node, _)| nodes.get(node).unwrap().zone.clone())
                 .collect();
             assert_eq!(zones.len(), 3, "{chosen:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_replica_is_replaced_in_a_zone_of_its_own_where_there_is_one() {
+        use forebay_record::{Offset, Token};
+        let all = nodes(&["a", "b", "c", "a", "b", "c", ""]);
+        let generation = Generation(1);
+        for seq in 0..50 {
+            let sealed = Segment {
+                id: segment(seq),
+                token: Token(1),
+                base: Offset(0),
+                end: Some(Offset(9)),
+                ack_quorum: 2,
+                replicas: [1, 2, 3].map(|id| (NodeId(id), generation)).to_vec(),
+                bytes: 1,
+                sealed_ms: 0,
+            };
+            let lost = (NodeId(3), generation);
+            let none = BTreeSet::new();
+            let (chosen, _) = replace(&sealed, lost, &all, &none).unwrap();
+            assert!([NodeId(6), NodeId(7)].contains(&chosen), "{chosen}");
+            let avoid = BTreeSet::from([NodeId(6), NodeId(7)]);
+            let (chosen, _) = replace(&sealed, lost, &all, &avoid).unwrap();
+            assert!([NodeId(4), NodeId(5)].contains(&chosen), "{chosen}");
+            // The same node again, after it lost what it had.
+            let mut reborn = nodes(&["a", "b", "c"]);
+            assert_eq!(replace(&sealed, lost, &reborn, &none), None);
+            reborn.get_mut(&NodeId(3)).unwrap().generation = Generation(2);
+            assert_eq!(
+                replace(&sealed, lost, &reborn, &none),
+                Some((NodeId(3), Generation(2)))
+            );
         }
     }
 

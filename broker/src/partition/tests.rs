@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use forebay_meta::model::{ManifestRef, Partition, Run, Segment};
 use forebay_proto::data::front::Acks;
-use forebay_proto::data::replica::{Ack, FencedState, Headers, NodeFailure, Refusal};
+use forebay_proto::data::replica::{Ack, FencedState, Headers, NodeFailure, Refusal, Surveyed};
 use forebay_proto::error::Failure;
 use forebay_proto::v1::{ErrorCode, RetryClass};
 use forebay_record::batch::{self, Builder, Codec, Header, ProducerStamp};
@@ -32,7 +32,11 @@ use forebay_record::{
 use forebay_runtime::random::{Random, SeededRandom};
 use uuid::Uuid;
 
-use super::{Action, Config, Context, Folded, NodeView, Nodes, Owner, Produce, Retention, Stored, Ticket};
+use super::{
+    Action, Config, Context, Folded, NodeView, Nodes, Owner, Produce, Repair, Retention, Stored, Ticket,
+};
+
+mod repairs;
 
 const PARTITION: PartitionId = PartitionId(1);
 
@@ -43,6 +47,10 @@ struct Copy {
     committed: Offset,
     base: Offset,
     token: Token,
+    /// A part of a copy, or a copy that was given up.
+    limbo: bool,
+    /// It came as a copy of this owner's, and no record was seen to name it.
+    copied_by: Option<Epoch>,
 }
 
 impl Copy {
@@ -62,6 +70,16 @@ struct Replica {
     segments: HashMap<SegmentId, Copy>,
     floor: Token,
     up: bool,
+    /// How often it lost everything.
+    losses: u32,
+    /// It is to be emptied.
+    leaving: bool,
+}
+
+impl Replica {
+    fn generation(&self) -> Generation {
+        Generation(1 + self.losses)
+    }
 }
 
 /// What an object holds: batches by offset, and the state at their end.
@@ -75,6 +93,8 @@ enum Errand {
     Copy(Box<Segment>),
     Fold(Retention),
     State,
+    Survey(NodeId, SegmentId, Generation),
+    Repair(Box<Repair>),
 }
 
 /// A message on its way to a replica, from one incarnation of a broker over one session.
@@ -111,6 +131,7 @@ struct World {
     objects: HashMap<String, Object>,
     manifests: HashMap<String, Vec<Run>>,
     trimmed: usize,
+    repaired: usize,
 }
 
 fn nodes_of(replicas: &BTreeMap<NodeId, Replica>) -> Nodes {
@@ -118,10 +139,11 @@ fn nodes_of(replicas: &BTreeMap<NodeId, Replica>) -> Nodes {
         .iter()
         .map(|(id, replica)| {
             let view = NodeView {
-                generation: Generation(1),
+                generation: replica.generation(),
                 zone: String::new(),
-                usable: true,
+                usable: !replica.leaving,
                 connected: replica.up,
+                leaving: replica.leaving,
             };
             (*id, view)
         })
@@ -201,6 +223,7 @@ impl World {
             objects: HashMap::new(),
             manifests: HashMap::new(),
             trimmed: 0,
+            repaired: 0,
         };
         world.carry_out(out);
         world
@@ -257,6 +280,14 @@ impl World {
                 Action::Offload { segment, .. } => self.send_out(Errand::Copy(segment)),
                 Action::Fold(retention) => self.send_out(Errand::Fold(retention)),
                 Action::ReadState => self.send_out(Errand::State),
+                Action::Survey {
+                    node,
+                    segment,
+                    generation,
+                } => self.send_out(Errand::Survey(node, segment, generation)),
+                Action::Repair(repair) => self.send_out(Errand::Repair(repair)),
+                Action::ForgetCopy { node, segment, by } => self.forget_copy(node, segment, by),
+                Action::Repaired(_) => self.repaired += 1,
             }
         }
     }
@@ -284,6 +315,13 @@ impl World {
                     self.act(|owner, ctx| owner.on_folded(folded, ctx));
                 }
             }
+            Errand::Survey(node, segment, generation) => {
+                if owner == self.incarnation && !fails {
+                    let found = self.survey(node, segment, generation);
+                    self.act(|owner, ctx| owner.on_surveyed(node, segment, found, ctx));
+                }
+            }
+            Errand::Repair(repair) => self.run_repair(owner, &repair),
             Errand::State => {
                 if owner == self.incarnation {
                     let state = (!fails).then(|| self.state());
@@ -299,6 +337,7 @@ impl World {
         let replica = segment
             .replicas
             .iter()
+            .filter(|(node, generation)| self.replicas[node].generation() == *generation)
             .map(|(node, _)| &self.replicas[node])
             .find(|replica| {
                 let copy = replica.segments.get(&segment.id);
@@ -368,14 +407,22 @@ impl World {
     fn trim(&mut self, node: NodeId) {
         let record = &self.record;
         let replica = self.replicas.get_mut(&node).unwrap();
+        let generation = replica.generation();
+        for (id, copy) in &mut replica.segments {
+            if !copy.limbo && record.is_replica(*id, node, generation) {
+                copy.copied_by = None;
+            }
+        }
         let deletable: Vec<_> = replica
             .segments
-            .keys()
-            .filter(|id| {
+            .iter()
+            .filter(|(id, copy)| {
+                let pending = copy.copied_by.filter(|_| !copy.limbo);
                 let named = record.chain.iter().any(|segment| segment.id == **id);
-                !named && (id.epoch, id.seq) <= (record.epoch, record.last_seq)
+                (!named && (id.epoch, id.seq) <= (record.epoch, record.last_seq))
+                    || record.is_replaced(**id, node, generation, pending)
             })
-            .copied()
+            .map(|(id, _)| *id)
             .collect();
         for id in deletable {
             let copy = replica.segments.remove(&id).unwrap();
@@ -494,9 +541,15 @@ impl World {
         }
         let listens = owner == self.incarnation && session == self.sessions[&node];
         match action {
-            Action::Append { frame, .. } => {
+            Action::Append {
+                frame, generation, ..
+            } => {
                 let segment = frame.header.segment;
-                let reply = append(replica, frame);
+                let reply = if generation == replica.generation() {
+                    append(replica, frame)
+                } else {
+                    Err(Refusal::WrongGeneration(replica.generation()))
+                };
                 if listens {
                     match reply {
                         Ok(ack) => self.act(|owner, ctx| {
@@ -516,6 +569,19 @@ impl World {
                     copy.committed = copy.committed.max(committed);
                 }
             }
+            Action::Fence { item, .. } if item.generation != replica.generation() => {
+                let state = FencedState {
+                    segment: item.segment,
+                    authoritative: false,
+                    tail: item.base,
+                    committed: item.base,
+                    frames: 0,
+                    hash: ChainHash::seed(item.segment),
+                };
+                if listens {
+                    self.act(|owner, ctx| owner.on_fenced(node, state, ctx));
+                }
+            }
             Action::Fence { item, .. } => {
                 let copy = replica.segments.entry(item.segment).or_insert_with(|| Copy {
                     base: item.base,
@@ -525,7 +591,7 @@ impl World {
                 copy.fenced = true;
                 let state = FencedState {
                     segment: item.segment,
-                    authoritative: true,
+                    authoritative: !copy.limbo,
                     tail: copy.tail(),
                     committed: copy.committed,
                     frames: u32::try_from(copy.frames.len()).unwrap(),
@@ -536,19 +602,26 @@ impl World {
                 }
             }
             Action::ReadFrames { request, .. } => {
-                let frames: Vec<_> = replica.segments[&request.segment]
-                    .frames
-                    .iter()
-                    .filter(|frame| frame.header.end > request.from)
-                    .take(1 + usize::try_from(self.random.range(0, 4)).unwrap())
-                    .cloned()
-                    .collect();
+                let count = 1 + usize::try_from(self.random.range(0, 4)).unwrap();
+                let held = replica.segments.get(&request.segment);
+                let frames = held
+                    .filter(|_| request.generation == replica.generation())
+                    .map(|copy| {
+                        let wanted = copy.frames.iter();
+                        let wanted = wanted.filter(|frame| frame.header.end > request.from);
+                        wanted.take(count).cloned().collect::<Vec<_>>()
+                    })
+                    .ok_or(NodeFailure::NotFound);
                 if listens {
-                    self.act(|owner, ctx| owner.on_frames(node, request.segment, Ok(frames), ctx));
+                    self.act(|owner, ctx| owner.on_frames(node, request.segment, frames, ctx));
                 }
             }
             Action::ReadHeaders { request, .. } => {
-                let result = headers(replica, request.segment, request.until);
+                let result = if request.generation == replica.generation() {
+                    headers(replica, request.segment, request.until)
+                } else {
+                    Err(NodeFailure::WrongGeneration(replica.generation()))
+                };
                 if listens {
                     self.act(|owner, ctx| owner.on_headers(node, request.segment, result, ctx));
                 }
@@ -627,7 +700,8 @@ impl World {
         replica.up = !replica.up;
         if replica.up {
             *self.sessions.get_mut(&node).unwrap() += 1;
-            self.act(|owner, ctx| owner.on_connected(node, Generation(1), ctx));
+            let generation = replica.generation();
+            self.act(|owner, ctx| owner.on_connected(node, generation, ctx));
         } else {
             // What was on the way is lost with the session; a dead owner's bytes may linger.
             let incarnation = self.incarnation;
@@ -725,7 +799,7 @@ impl World {
             let copies: Vec<_> = segment
                 .replicas
                 .iter()
-                .filter_map(|(node, _)| self.replicas[node].segments.get(&segment.id))
+                .filter_map(|replica| self.held(*replica, segment.id))
                 .filter(|copy| copy.tail() >= end)
                 .collect();
             assert!(
@@ -860,7 +934,20 @@ fn check_chain(old: &Partition, new: &Partition) {
     assert_eq!(Partition::decode(&new.encode()).unwrap(), *new);
     for before in old.chain.iter().filter(|segment| segment.end.is_some()) {
         match new.chain.iter().find(|after| after.id == before.id) {
-            Some(after) => assert_eq!(before, after, "a sealed segment changed"),
+            Some(after) => {
+                let changed = Segment {
+                    replicas: before.replicas.clone(),
+                    ..after.clone()
+                };
+                assert_eq!(*before, changed, "a sealed segment changed");
+                let replaced = before.replicas.iter().zip(&after.replicas);
+                let replaced = replaced.filter(|(before, after)| before != after).count();
+                assert!(replaced <= 1, "more than one replica was replaced at once");
+                assert!(
+                    replaced == 0 || old.epoch == new.epoch,
+                    "replaced by another owner"
+                );
+            }
             None => assert_eq!(
                 new.recent.last().map(|run| (run.base, Some(run.end))),
                 Some((before.base, before.end)),

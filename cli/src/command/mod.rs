@@ -14,6 +14,7 @@ mod produce;
 mod quickstart;
 mod serve;
 mod standalone;
+mod storage;
 mod topic;
 mod version;
 
@@ -89,6 +90,9 @@ enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// List, empty and remove storage nodes
+    #[command(subcommand)]
+    Storage(storage::StorageCommand),
     /// Look at what a server is configured with, and at what can be configured
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -137,6 +141,7 @@ impl Cli {
             Command::Ingest(args) => Box::pin(ingest::run(args, &servers)).await,
             Command::Consume(args) => Box::pin(consume::run(args, &servers)).await,
             Command::Cluster(command) => Box::pin(command.run(&servers)).await,
+            Command::Storage(command) => Box::pin(command.run(&servers)).await,
             Command::Config(command) => command.run(log_level),
             Command::Completion(args) => completion::run(args),
             Command::Version(args) => version::run(args),

@@ -157,6 +157,11 @@ pub struct BrokerSection {
     pub session_ttl: HumanDuration,
     /// Recent batches kept in memory for consumers at the tail.
     pub tail_cache_bytes: ByteSize,
+    /// How long a storage node may be away before its sealed segments are copied to others. Where
+    /// fewer copies are left than acknowledge a write, that happens at once.
+    pub repair_after: HumanDuration,
+    /// Bytes a second that one broker may copy between storage nodes; 0 for no bound.
+    pub repair_bytes_per_second: ByteSize,
 }
 
 impl Default for BrokerSection {
@@ -166,6 +171,8 @@ impl Default for BrokerSection {
             data_listen: "tcp://127.0.0.1:7460".to_owned(),
             session_ttl: HumanDuration::secs(10),
             tail_cache_bytes: ByteSize::mib(128),
+            repair_after: HumanDuration::secs(300),
+            repair_bytes_per_second: ByteSize::mib(64),
         }
     }
 }

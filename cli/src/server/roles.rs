@@ -352,9 +352,11 @@ async fn start_broker(
         control_address: site.control_address.clone(),
         session_ttl: section.session_ttl.get(),
         tail_cache_bytes: section.tail_cache_bytes.as_u64(),
+        repair_bytes_per_second: section.repair_bytes_per_second.as_u64(),
         partition: partition::Config {
             replicas: usize::from(site.cluster.replicas),
             ack_quorum: site.cluster.ack_quorum,
+            repair_after_ms: section.repair_after.as_millis(),
             ..partition::Config::default()
         },
     };
@@ -384,6 +386,7 @@ async fn start_proxy(
     control: &Control,
 ) -> anyhow::Result<Proxy> {
     let proxy_config = ProxyConfig {
+        zone: config.listen.zone.clone(),
         name: format!("proxy {}", site.control_address),
         memory_bytes: config.proxy.memory_bytes.as_u64(),
         decompressed_bytes_max: config.proxy.decompressed_bytes_max.as_usize(),

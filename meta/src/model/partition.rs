@@ -166,6 +166,16 @@ pub enum Refused {
         /// As needed.
         expected: u64,
     },
+    /// A replica cannot be replaced.
+    #[error("{node} of {segment} cannot be replaced or taken: {what}")]
+    Replica {
+        /// The segment.
+        segment: SegmentId,
+        /// The node.
+        node: NodeId,
+        /// Why not.
+        what: &'static str,
+    },
     /// The epochs are used up.
     #[error("{0} has no epochs left")]
     Epochs(PartitionId),
@@ -414,6 +424,65 @@ impl Partition {
             .retain(|segment| segment.end.is_none_or(|end| end > log_start));
         next.log_start = log_start;
         Ok(next)
+    }
+
+    /// Puts another replica in the place of one that is lost (T8). Only a sealed segment may change so
+    /// (I2), and nothing else of the record does. The new replica must hold all of `[base, end)`.
+    ///
+    /// # Errors
+    /// Where the segment is not in the chain or open, the lost one is none of its replicas, or the new
+    /// one's node is one of the others.
+    pub fn replace_replica(
+        &self,
+        segment: SegmentId,
+        lost: (NodeId, Generation),
+        by: (NodeId, Generation),
+        op: u64,
+    ) -> Result<Self, Refused> {
+        self.alive()?;
+        let refuse = |what, node: NodeId| Err(Refused::Replica { segment, node, what });
+        let mut next = Self { op, ..self.clone() };
+        let Some(found) = next.chain.iter_mut().find(|one| one.id == segment) else {
+            return refuse("its segment is not in the chain", lost.0);
+        };
+        if found.end.is_none() {
+            return refuse("its segment is open", lost.0);
+        }
+        if found.replicas.iter().any(|one| *one != lost && one.0 == by.0) {
+            return refuse("that node is a replica already", by.0);
+        }
+        let Some(place) = found.replicas.iter_mut().find(|one| **one == lost) else {
+            return refuse("it is no replica in that generation", lost.0);
+        };
+        *place = by;
+        Ok(next)
+    }
+
+    /// Whether a node that holds a segment under a generation may give it up because other nodes have
+    /// taken its place (T8): the segment is sealed, in the chain, and the node not one of its replicas.
+    /// A node that is about to take somebody's place looks the same until the record names it, so
+    /// what was copied under the record's epoch or a later one is kept.
+    #[must_use]
+    pub fn is_replaced(
+        &self,
+        segment: SegmentId,
+        node: NodeId,
+        generation: Generation,
+        copied_by: Option<Epoch>,
+    ) -> bool {
+        let pending = copied_by.is_some_and(|by| by >= self.epoch);
+        let sealed = self
+            .chain
+            .iter()
+            .find(|one| one.id == segment && one.end.is_some());
+        sealed.is_some_and(|one| one.generation_of(node) != Some(generation)) && !pending
+    }
+
+    /// Whether the chain names a node, under a generation, as a replica of a segment.
+    #[must_use]
+    pub fn is_replica(&self, segment: SegmentId, node: NodeId, generation: Generation) -> bool {
+        let linked = self.chain.iter().find(|one| one.id == segment);
+        linked.is_some_and(|one| one.generation_of(node) == Some(generation))
     }
 
     fn link(&mut self, segment: Segment) -> Result<(), Refused> {
@@ -736,5 +805,66 @@ mod tests {
         assert_eq!((kept.chain.len(), kept.log_start), (2, Offset(7)));
         let all = kept.fold(None, Offset(9), 6).unwrap();
         assert_eq!((all.chain.len(), all.sealed_end()), (1, Offset(9)));
+    }
+
+    #[test]
+    fn a_replica_of_a_sealed_segment_is_replaced_and_nothing_else_changes() {
+        let (lost, new) = ((NodeId(2), Generation(1)), (NodeId(4), Generation(3)));
+        let record = granted()
+            .open_first(segment(1, 1, 10, 0), 2)
+            .unwrap()
+            .seal(Offset(7), sealed(5), Some(segment(1, 2, 11, 7)), 3)
+            .unwrap();
+        let id = record.chain[0].id;
+        let next = record.replace_replica(id, lost, new, 4).unwrap();
+        let mut expected = record.clone();
+        expected.op = 4;
+        expected.chain[0].replicas[1] = new;
+        assert_eq!(next, expected);
+        assert!(next.replace_replica(id, lost, new, 5).is_err(), "done already");
+        // The same node under another generation lost everything it had.
+        let reborn = (NodeId(2), Generation(2));
+        assert!(record.replace_replica(id, lost, reborn, 4).is_ok());
+    }
+
+    #[test]
+    fn open_segments_strangers_and_doubled_nodes_are_not_replaced() {
+        let (lost, new) = ((NodeId(2), Generation(1)), (NodeId(4), Generation(1)));
+        let record = granted()
+            .open_first(segment(1, 1, 10, 0), 2)
+            .unwrap()
+            .seal(Offset(7), sealed(5), Some(segment(1, 2, 11, 7)), 3)
+            .unwrap();
+        let (first, open) = (record.chain[0].id, record.chain[1].id);
+        for (segment, lost, new) in [
+            (open, lost, new),
+            (first, (NodeId(2), Generation(2)), new),
+            (first, lost, (NodeId(3), Generation(9))),
+            (SegmentId { seq: 9, ..first }, lost, new),
+        ] {
+            let refused = record.replace_replica(segment, lost, new, 4);
+            assert!(matches!(refused, Err(Refused::Replica { .. })), "{refused:?}");
+        }
+        let deleted = record.delete(5);
+        assert!(deleted.replace_replica(first, lost, new, 6).is_err());
+    }
+
+    #[test]
+    fn a_replaced_node_gives_up_and_a_copy_that_may_be_linked_stays() {
+        let record = granted()
+            .open_first(segment(1, 1, 10, 0), 2)
+            .unwrap()
+            .seal(Offset(7), sealed(5), Some(segment(1, 2, 11, 7)), 3)
+            .unwrap();
+        let (id, open) = (record.chain[0].id, record.chain[1].id);
+        let one = Generation(1);
+        assert!(!record.is_replaced(id, NodeId(2), one, None), "a replica");
+        assert!(record.is_replaced(id, NodeId(2), Generation(2), None));
+        assert!(record.is_replaced(id, NodeId(4), one, None));
+        assert!(!record.is_replaced(open, NodeId(4), one, None), "open");
+        assert!(!record.is_replaced(id, NodeId(4), one, Some(record.epoch)));
+        let later = record.grant(BrokerId(2), SessionId(6), 4).unwrap();
+        assert!(later.is_replaced(id, NodeId(4), one, Some(record.epoch)));
+        assert!(!record.is_replaced(SegmentId { seq: 9, ..id }, NodeId(4), one, None));
     }
 }

@@ -106,6 +106,8 @@ pub enum NodeFailure {
     Overloaded,
     /// The object store did not take it, or there is none; the node's log says why.
     ObjectStore,
+    /// The segment is held here, and not as a copy of the asking owner's that may go on.
+    Held,
 }
 
 /// What a reader may see of a segment.
@@ -146,6 +148,62 @@ pub struct HeadersRequest {
     pub generation: Generation,
     /// Nothing at or after this offset.
     pub until: Offset,
+}
+
+/// Frames of a sealed segment, by number and whatever their kind, so that another node can hold
+/// exactly the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealedRequest {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Generation that the segment's record names for this node.
+    pub generation: Generation,
+    /// First frame wanted.
+    pub number: u32,
+    /// The sealed end: no frame that ends beyond it is given (I14).
+    pub until: Offset,
+    /// About this many bytes; the first frame is returned whole.
+    pub max_bytes: u32,
+}
+
+/// What a node has of a segment, as a survey finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Nothing here is damaged or missing below the tail.
+    pub sound: bool,
+    /// First offset not durable here.
+    pub tail: Offset,
+}
+
+/// Frames of a sealed segment for a node that lacks them. The segment is closed there by the first
+/// such message, whatever the node's floor is, and takes frames from nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyRequest {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Generation of the node.
+    pub generation: Generation,
+    /// The segment's token.
+    pub token: Token,
+    /// Its base.
+    pub base: Offset,
+    /// Its sealed end: the copy is whole once it reaches it.
+    pub until: Offset,
+    /// Epoch of the owner that copies.
+    pub by: Epoch,
+    /// The record names the node as a replica already: it completes what it has.
+    pub listed: bool,
+    /// In their order; none to learn how far the copy is.
+    pub frames: Vec<Frame>,
+}
+
+/// How far a copy is, durably.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    /// Frames held.
+    pub frames: u32,
+    /// First offset not held. At the sealed end the copy is whole.
+    pub tail: Offset,
 }
 
 /// Copies a sealed segment into the object store. The node has no say over metadata: it writes
@@ -250,6 +308,34 @@ pub enum ToNode {
         request: u64,
         /// What.
         upload: UploadRequest,
+    },
+    /// Asks what the node has of segments, each with the generation that its record names.
+    Survey {
+        /// Echoed in the answer.
+        request: u64,
+        /// The segments.
+        items: Vec<(SegmentId, Generation)>,
+    },
+    /// Asks for frames of a sealed segment; answered by [`FromNode::Frames`].
+    Sealed {
+        /// Echoed in the answer.
+        request: u64,
+        /// What.
+        sealed: SealedRequest,
+    },
+    /// Stores frames of a sealed segment that another node lost.
+    Copy {
+        /// Echoed in the answer.
+        request: u64,
+        /// What.
+        copy: Box<CopyRequest>,
+    },
+    /// The owner of this epoch will not name its copy of a segment in the record.
+    ForgetCopy {
+        /// The segment.
+        segment: SegmentId,
+        /// The epoch.
+        by: Epoch,
     },
     /// Another message, as part of a trace that is recorded. All else is as if it came alone.
     Traced(Box<(TraceContext, Self)>),
@@ -358,6 +444,20 @@ pub enum FromNode {
         /// The object.
         result: Result<Uploaded, NodeFailure>,
     },
+    /// What the node has of segments.
+    Surveyed {
+        /// Of the request.
+        request: u64,
+        /// In the order asked; none where nothing is held under that generation.
+        found: Vec<Option<Surveyed>>,
+    },
+    /// A copy went on, or not.
+    Copied {
+        /// Of the request.
+        request: u64,
+        /// How far it is now.
+        result: Result<Copied, NodeFailure>,
+    },
     /// The disk fills up, and these segments hold the oldest files: whoever owns them should seal
     /// what is open and offload. Sent unasked, repeated while it lasts.
     Urge(Vec<SegmentId>),
@@ -396,6 +496,17 @@ fn read_request(reader: &mut Reader) -> Result<ReadRequest, WireError> {
 fn put_frame(out: &mut Encoder, frame: &Frame) {
     out.raw(&frame.header.encode());
     for chunk in &frame.payload {
+        out.chunk(chunk.clone());
+    }
+}
+
+/// Headers first, then what they head.
+fn put_frames(out: &mut Encoder, frames: &[Frame]) {
+    out.len(frames.len());
+    for frame in frames {
+        out.raw(&frame.header.encode());
+    }
+    for chunk in frames.iter().flat_map(|frame| &frame.payload) {
         out.chunk(chunk.clone());
     }
 }
@@ -501,6 +612,42 @@ impl Message for ToNode {
                     .prefixed(upload.object.as_bytes());
                 out
             }
+            Self::Survey { request, items } => {
+                let mut out = Encoder::new(21, *request);
+                out.len(items.len());
+                for (segment, generation) in items {
+                    put_segment(&mut out, *segment);
+                    out.u32(generation.0);
+                }
+                out
+            }
+            Self::Sealed { request, sealed } => {
+                let mut out = Encoder::new(22, *request);
+                put_segment(&mut out, sealed.segment);
+                out.u32(sealed.generation.0)
+                    .u32(sealed.number)
+                    .u64(sealed.until.0)
+                    .u32(sealed.max_bytes);
+                out
+            }
+            Self::Copy { request, copy } => {
+                let mut out = Encoder::new(23, *request);
+                put_segment(&mut out, copy.segment);
+                out.u32(copy.generation.0)
+                    .u64(copy.token.0)
+                    .u64(copy.base.0)
+                    .u64(copy.until.0)
+                    .u32(copy.by.0)
+                    .u8(u8::from(copy.listed));
+                put_frames(&mut out, &copy.frames);
+                out
+            }
+            Self::ForgetCopy { segment, by } => {
+                let mut out = Encoder::new(24, 0);
+                put_segment(&mut out, *segment);
+                out.u32(by.0);
+                out
+            }
         }
     }
 
@@ -569,11 +716,64 @@ impl Message for ToNode {
                 request: id,
                 upload: upload(reader_ref)?,
             },
+            21 => Self::Survey {
+                request: id,
+                items: items(reader_ref, 20, |r| {
+                    Ok((segment(r)?, Generation(r.u32("generation")?)))
+                })?,
+            },
+            22 => Self::Sealed {
+                request: id,
+                sealed: SealedRequest {
+                    segment: segment(reader_ref)?,
+                    generation: Generation(reader_ref.u32("generation")?),
+                    number: reader_ref.u32("number")?,
+                    until: Offset(reader_ref.u64("until")?),
+                    max_bytes: reader_ref.u32("max bytes")?,
+                },
+            },
+            23 => Self::Copy {
+                request: id,
+                copy: Box::new(copy(reader_ref)?),
+            },
+            24 => Self::ForgetCopy {
+                segment: segment(reader_ref)?,
+                by: Epoch(reader_ref.u32("by")?),
+            },
             other => return Err(WireError::Kind(other)),
         };
         reader.finish()?;
         Ok(message)
     }
+}
+
+fn copy(reader: &mut Reader) -> Result<CopyRequest, WireError> {
+    Ok(CopyRequest {
+        segment: segment(reader)?,
+        generation: Generation(reader.u32("generation")?),
+        token: Token(reader.u64("token")?),
+        base: Offset(reader.u64("base")?),
+        until: Offset(reader.u64("until")?),
+        by: Epoch(reader.u32("by")?),
+        listed: flag(reader, "listed")?,
+        frames: frames(reader)?,
+    })
+}
+
+fn surveyed(reader: &mut Reader) -> Result<Option<Surveyed>, WireError> {
+    let held = flag(reader, "held")?;
+    let found = Surveyed {
+        sound: flag(reader, "sound")?,
+        tail: Offset(reader.u64("tail")?),
+    };
+    Ok(held.then_some(found))
+}
+
+fn copied(reader: &mut Reader) -> Result<Copied, WireError> {
+    Ok(Copied {
+        frames: reader.u32("frames")?,
+        tail: Offset(reader.u64("tail")?),
+    })
 }
 
 fn upload(reader: &mut Reader) -> Result<UploadRequest, WireError> {
@@ -687,6 +887,7 @@ fn put_result<T>(out: &mut Encoder, result: &Result<T, NodeFailure>) {
         Err(NodeFailure::Failed) => (5, 0),
         Err(NodeFailure::Overloaded) => (6, 0),
         Err(NodeFailure::ObjectStore) => (7, 0),
+        Err(NodeFailure::Held) => (8, 0),
     };
     out.u8(number).u64(detail);
 }
@@ -709,6 +910,7 @@ fn result<T>(
         5 => NodeFailure::Failed,
         6 => NodeFailure::Overloaded,
         7 => NodeFailure::ObjectStore,
+        8 => NodeFailure::Held,
         other => return Err(reader.value("result", u64::from(other))),
     }))
 }
@@ -777,13 +979,7 @@ impl Message for FromNode {
                 let mut out = Encoder::new(71, *request);
                 put_result(&mut out, result);
                 if let Ok(frames) = result {
-                    out.len(frames.len());
-                    for frame in frames {
-                        out.raw(&frame.header.encode());
-                    }
-                    for chunk in frames.iter().flat_map(|frame| &frame.payload) {
-                        out.chunk(chunk.clone());
-                    }
+                    put_frames(&mut out, frames);
                 }
                 out
             }
@@ -824,6 +1020,24 @@ impl Message for FromNode {
                         .u32(uploaded.crc32c)
                         .i64(uploaded.max_timestamp_ms)
                         .u32(uploaded.footer_crc32c);
+                }
+                out
+            }
+            Self::Surveyed { request, found } => {
+                let mut out = Encoder::new(87, *request);
+                out.len(found.len());
+                for one in found {
+                    out.u8(u8::from(one.is_some()))
+                        .u8(u8::from(one.is_some_and(|one| one.sound)))
+                        .u64(one.map_or(0, |one| one.tail.0));
+                }
+                out
+            }
+            Self::Copied { request, result } => {
+                let mut out = Encoder::new(88, *request);
+                put_result(&mut out, result);
+                if let Ok(copied) = result {
+                    out.u32(copied.frames).u64(copied.tail.0);
                 }
                 out
             }
@@ -893,6 +1107,14 @@ impl Message for FromNode {
                 result: result(r, uploaded)?,
             },
             76 => Self::Urge(items(r, 16, segment)?),
+            87 => Self::Surveyed {
+                request: id,
+                found: items(r, 10, surveyed)?,
+            },
+            88 => Self::Copied {
+                request: id,
+                result: result(r, copied)?,
+            },
             other => return Err(WireError::Kind(other)),
         };
         reader.finish()?;

@@ -18,8 +18,8 @@ use super::front::{
 };
 use super::link::{self, LinkError};
 use super::replica::{
-    Ack, FenceItem, FencedState, FromNode, Headers, Hello, NodeFailure, Refusal, ToNode, UploadRequest,
-    Uploaded,
+    Ack, Copied, CopyRequest, FenceItem, FencedState, FromNode, Headers, Hello, NodeFailure, Refusal,
+    SealedRequest, Surveyed, ToNode, UploadRequest, Uploaded,
 };
 use super::{ENVELOPE_LEN, MESSAGE_LEN_MAX, Message, WireError};
 use crate::error::Failure;
@@ -61,6 +61,7 @@ fn frame(payload: Vec<u8>) -> Frame {
 }
 
 fn to_node(payload: Vec<u8>) -> Vec<ToNode> {
+    let copied = payload.clone();
     let hello = Hello {
         cluster: "c".into(),
         incarnation: 3,
@@ -88,6 +89,37 @@ fn to_node(payload: Vec<u8>) -> Vec<ToNode> {
         ToNode::Confirm {
             request: 9,
             items: vec![(segment(), Generation(1))],
+        },
+        ToNode::Survey {
+            request: 11,
+            items: vec![(segment(), Generation(1))],
+        },
+        ToNode::Sealed {
+            request: 12,
+            sealed: SealedRequest {
+                segment: segment(),
+                generation: Generation(1),
+                number: 7,
+                until: Offset(12),
+                max_bytes: 9,
+            },
+        },
+        ToNode::Copy {
+            request: 13,
+            copy: Box::new(CopyRequest {
+                segment: segment(),
+                generation: Generation(1),
+                token: Token(4),
+                base: Offset(10),
+                until: Offset(12),
+                by: Epoch(9),
+                listed: true,
+                frames: vec![frame(copied), frame(vec![])],
+            }),
+        },
+        ToNode::ForgetCopy {
+            segment: segment(),
+            by: Epoch(9),
         },
         ToNode::Upload {
             request: 10,
@@ -175,6 +207,27 @@ fn from_node(payload: Vec<u8>) -> Vec<FromNode> {
         FromNode::Uploaded {
             request: 8,
             result: Err(NodeFailure::ObjectStore),
+        },
+        FromNode::Surveyed {
+            request: 9,
+            found: vec![
+                None,
+                Some(Surveyed {
+                    sound: true,
+                    tail: Offset(12),
+                }),
+            ],
+        },
+        FromNode::Copied {
+            request: 10,
+            result: Ok(Copied {
+                frames: 4,
+                tail: Offset(12),
+            }),
+        },
+        FromNode::Copied {
+            request: 10,
+            result: Err(NodeFailure::Held),
         },
         FromNode::Urge(vec![segment(), segment()]),
     ]

@@ -59,6 +59,7 @@ struct Totals {
     under_replicated: u64,
     unoffloaded_bytes: u64,
     undecided_bytes: u64,
+    lost: u64,
 }
 
 impl Totals {
@@ -69,6 +70,7 @@ impl Totals {
             .saturating_add(summary.segments_under_replicated);
         self.unoffloaded_bytes = self.unoffloaded_bytes.saturating_add(summary.unoffloaded_bytes);
         self.undecided_bytes = self.undecided_bytes.saturating_add(summary.undecided_bytes);
+        self.lost = self.lost.saturating_add(summary.segments_lost);
     }
 }
 
@@ -110,6 +112,7 @@ impl AdminHandler {
             segments_under_replicated: totals.under_replicated,
             unoffloaded_bytes: totals.unoffloaded_bytes,
             undecided_bytes: totals.undecided_bytes,
+            segments_lost: totals.lost,
             incarnation: cluster.incarnation,
             replicas: cluster.replicas,
             ack_quorum: cluster.ack_quorum,
@@ -117,13 +120,13 @@ impl AdminHandler {
     }
 
     /// A record that may not be there. One that cannot be read is logged and shown as not there.
-    async fn record<M: prost::Message + Default>(&self, key: &str) -> Result<Option<M>, Failure> {
+    pub(super) async fn record<M: prost::Message + Default>(&self, key: &str) -> Result<Option<M>, Failure> {
         let (entry, _) = self.core.meta.get(key).await?;
         Ok(entry.and_then(|entry| readable(&entry)))
     }
 
     /// Every entry below a prefix, page by page, so that many cost time and not memory.
-    async fn each(&self, prefix: &str, mut take: impl FnMut(&Entry)) -> Result<(), Failure> {
+    pub(super) async fn each(&self, prefix: &str, mut take: impl FnMut(&Entry)) -> Result<(), Failure> {
         let mut range = Range::new(prefix);
         loop {
             let page = self.core.meta.range(range.clone()).await?;
@@ -187,7 +190,7 @@ impl AdminHandler {
         }
     }
 
-    async fn describe_node(&self, node: NodeRecord) -> StorageNodeDescription {
+    pub(super) async fn describe_node(&self, node: NodeRecord) -> StorageNodeDescription {
         let id = NodeId(node.id);
         let status = self.node_status(&node.control_address).await;
         if status.is_some() {
@@ -224,7 +227,7 @@ impl AdminHandler {
     }
 }
 
-fn readable<M: prost::Message + Default>(entry: &Entry) -> Option<M> {
+pub(super) fn readable<M: prost::Message + Default>(entry: &Entry) -> Option<M> {
     record::decode(&entry.value)
         .inspect_err(|error| tracing::warn!(key = entry.key, %error, "metadata cannot be read"))
         .ok()

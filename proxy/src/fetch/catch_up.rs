@@ -77,6 +77,8 @@ pub(crate) struct CatchUp {
     plans: Mutex<HashMap<PartitionId, Known>>,
     /// Spreads reads over replicas.
     turn: AtomicUsize,
+    /// Replicas here are read first; none where the zone is not known.
+    zone: Option<String>,
 }
 
 impl CatchUp {
@@ -100,7 +102,15 @@ impl CatchUp {
             cold,
             plans,
             turn,
+            zone: None,
         }
+    }
+
+    /// Reads replicas of this zone first; an empty one is not known.
+    #[must_use]
+    pub(crate) fn in_zone(self, zone: &str) -> Self {
+        let zone = (!zone.is_empty()).then(|| zone.to_owned());
+        Self { zone, ..self }
     }
 
     /// Whether a fresh plan says where an offset is: then the owner need not be asked at all.
@@ -229,7 +239,7 @@ impl CatchUp {
         Ok(plan)
     }
 
-    /// Tries each replica once, starting with another one each time.
+    /// Tries each replica once: those of this zone first, and starting with another one each time.
     pub(super) async fn read_segment(
         &self,
         segment: &PlanSegment,
@@ -237,10 +247,15 @@ impl CatchUp {
         max_bytes: u32,
     ) -> Result<Bytes, Failure> {
         let count = segment.replicas.len();
-        let first = self.turn.fetch_add(1, Ordering::Relaxed) % count.max(1);
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let view = self.membership.now();
+        let is_near = |node| {
+            let zone = view.nodes.get(&node).map(|record| record.zone.as_str());
+            self.zone.is_some() && zone == self.zone.as_deref()
+        };
         let mut damaged = 0;
         let mut reasons = String::new();
-        for &(node, generation) in segment.replicas.iter().cycle().skip(first).take(count) {
+        for (node, generation) in plan::order(&segment.replicas, turn, is_near) {
             let why = match self
                 .read_replica(segment, node, generation, from, max_bytes)
                 .await

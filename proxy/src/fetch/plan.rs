@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use forebay_proto::data::front::{PlanManifest, PlanRun, PlanSegment, ReadPlan};
 use forebay_proto::data::replica::NodeFailure;
-use forebay_record::Offset;
 use forebay_record::batch::Batches;
+use forebay_record::{Generation, NodeId, Offset};
 
 /// Where an offset lies in a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,10 +95,28 @@ pub(crate) const fn after(failure: NodeFailure) -> Next {
     match failure {
         NodeFailure::WrongGeneration(_) | NodeFailure::NotFound => Next::Replan,
         NodeFailure::Corrupt => Next::Damaged,
-        NodeFailure::Behind(_) | NodeFailure::Failed | NodeFailure::Overloaded | NodeFailure::ObjectStore => {
-            Next::Elsewhere
-        }
+        NodeFailure::Behind(_)
+        | NodeFailure::Failed
+        | NodeFailure::Overloaded
+        | NodeFailure::ObjectStore
+        | NodeFailure::Held => Next::Elsewhere,
     }
+}
+
+/// Replicas in the order in which to ask them: those that are near before the others, and among equals
+/// another first one each turn.
+pub(crate) fn order(
+    replicas: &[(NodeId, Generation)],
+    turn: usize,
+    is_near: impl Fn(NodeId) -> bool,
+) -> Vec<(NodeId, Generation)> {
+    let (mut near, mut far): (Vec<_>, Vec<_>) = replicas.iter().partition(|(node, _)| is_near(*node));
+    for group in [&mut near, &mut far] {
+        let count = group.len().max(1);
+        group.rotate_left(turn % count);
+    }
+    near.extend(far);
+    near
 }
 
 /// One owner's part of a bound over all, in proportion to its partitions, at least 1.
@@ -119,7 +137,7 @@ mod tests {
     )]
 
     use forebay_record::batch::{Builder, Codec, stamp_in_place};
-    use forebay_record::{Epoch, Generation, NodeId, PartitionId, SegmentId};
+    use forebay_record::{Epoch, PartitionId, SegmentId};
 
     use super::*;
 
@@ -205,5 +223,19 @@ mod tests {
         assert_eq!(share(0, 1, 3), 1);
         assert_eq!(share(2, 1, 10), 1);
         assert_eq!(share(u32::MAX, 5, 5), u32::MAX);
+    }
+
+    #[test]
+    fn near_replicas_are_asked_first_and_take_turns() {
+        let replicas: Vec<_> = (1..=4).map(|id| (NodeId(id), Generation(1))).collect();
+        let ids = |turn, near: &[u32]| -> Vec<u32> {
+            let ordered = order(&replicas, turn, |node| near.contains(&node.0));
+            ordered.into_iter().map(|(node, _)| node.0).collect()
+        };
+        assert_eq!(ids(0, &[]), [1, 2, 3, 4]);
+        assert_eq!(ids(5, &[]), [2, 3, 4, 1]);
+        assert_eq!(ids(0, &[3]), [3, 1, 2, 4]);
+        assert_eq!(ids(1, &[2, 4]), [4, 2, 3, 1]);
+        assert!(order(&[], 3, |_| true).is_empty());
     }
 }

@@ -37,7 +37,9 @@ impl Speaks for ReplicaProtocol {
             | FromNode::Headers { request, .. }
             | FromNode::Lookup { request, .. }
             | FromNode::Confirm { request, .. }
-            | FromNode::Uploaded { request, .. } => Some(*request),
+            | FromNode::Uploaded { request, .. }
+            | FromNode::Surveyed { request, .. }
+            | FromNode::Copied { request, .. } => Some(*request),
             FromNode::Welcome { .. }
             | FromNode::Refused(_)
             | FromNode::Acks { .. }

@@ -80,6 +80,7 @@ const FILE_CHECKED_LEN: usize = BLOCK_LEN - 4;
 const BLOCK_CHECKED_LEN: usize = BLOCK_HEADER_LEN - 4;
 const FLAG_FENCED: u32 = 1;
 const FLAG_LIMBO: u32 = 2;
+const FLAG_COPIED: u32 = 4;
 
 /// Why bytes are not what the journal's format says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -147,6 +148,8 @@ pub struct SegmentState {
     pub fenced: Option<Epoch>,
     /// Bytes may be missing.
     pub limbo: bool,
+    /// It came as a copy of the epoch that closed it, and no record is known to name it.
+    pub copied: bool,
 }
 
 /// The state of a node between two blocks.
@@ -174,7 +177,8 @@ impl Snapshot {
             out.put_u32_le(state.fenced.unwrap_or_default().0);
             let fenced = if state.fenced.is_some() { FLAG_FENCED } else { 0 };
             let limbo = if state.limbo { FLAG_LIMBO } else { 0 };
-            out.put_u32_le(fenced | limbo);
+            let copied = if state.copied { FLAG_COPIED } else { 0 };
+            out.put_u32_le(fenced | limbo | copied);
             out.put_u32_le(0);
         }
         out
@@ -220,7 +224,7 @@ fn segment_state(entry: &[u8; SEGMENT_STATE_LEN]) -> Result<SegmentState, Format
     let frames = at.get_u32_le();
     let by = Epoch(at.get_u32_le());
     let flags = at.get_u32_le();
-    if flags & !(FLAG_FENCED | FLAG_LIMBO) != 0 {
+    if flags & !(FLAG_FENCED | FLAG_LIMBO | FLAG_COPIED) != 0 {
         return Err(FormatError::Value {
             field: "segment flags",
             value: u64::from(flags),
@@ -234,6 +238,7 @@ fn segment_state(entry: &[u8; SEGMENT_STATE_LEN]) -> Result<SegmentState, Format
     }
     let fenced = (flags & FLAG_FENCED != 0).then_some(by);
     let limbo = flags & FLAG_LIMBO != 0;
+    let copied = flags & FLAG_COPIED != 0;
     Ok(SegmentState {
         segment,
         token,
@@ -244,6 +249,7 @@ fn segment_state(entry: &[u8; SEGMENT_STATE_LEN]) -> Result<SegmentState, Format
         frames,
         fenced,
         limbo,
+        copied,
     })
 }
 

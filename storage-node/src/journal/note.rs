@@ -6,7 +6,8 @@
 //! | kind      | header                                            | payload                         |
 //! |-----------|---------------------------------------------------|---------------------------------|
 //! | FENCE     | segment, token, first = end = tail, chain hash,   | epoch u32, flags u32 (bit 0     |
-//! |           | number = frames held, committed                   | fenced, bit 1 limbo), base u64  |
+//! |           | number = frames held, committed                   | fenced, bit 1 limbo, bit 2      |
+//! |           |                                                   | copied), base u64               |
 //! | COMMITTED | zero                                              | n × (partition u64, epoch u32,  |
 //! |           |                                                   | seq u32, committed offset u64)  |
 //! | FLOOR     | token = the floor                                 | none                            |
@@ -22,6 +23,7 @@ const STANDING_LEN: usize = 16;
 const COMMITTED_LEN: usize = 24;
 const FLAG_FENCED: u32 = 1;
 const FLAG_LIMBO: u32 = 2;
+const FLAG_COPIED: u32 = 4;
 
 /// Segments in one COMMITTED frame.
 pub const COMMITTED_MAX: usize = 4096;
@@ -61,7 +63,9 @@ impl Note {
             Self::Standing(state) => {
                 payload.put_u32_le(state.fenced.unwrap_or_default().0);
                 let fenced = if state.fenced.is_some() { FLAG_FENCED } else { 0 };
-                payload.put_u32_le(fenced | if state.limbo { FLAG_LIMBO } else { 0 });
+                let limbo = if state.limbo { FLAG_LIMBO } else { 0 };
+                let copied = if state.copied { FLAG_COPIED } else { 0 };
+                payload.put_u32_le(fenced | limbo | copied);
                 payload.put_u64_le(state.base.0);
                 FrameSpec {
                     kind: FrameKind::Fence,
@@ -137,7 +141,7 @@ fn standing(header: &FrameHeader, payload: &Bytes) -> Result<SegmentState, Forma
     let by = Epoch(at.get_u32_le());
     let flags = at.get_u32_le();
     let base = Offset(at.get_u64_le());
-    if flags & !(FLAG_FENCED | FLAG_LIMBO) != 0 || base > header.first {
+    if flags & !(FLAG_FENCED | FLAG_LIMBO | FLAG_COPIED) != 0 || base > header.first {
         return Err(FormatError::Value {
             field: "standing",
             value: u64::from(flags),
@@ -153,6 +157,7 @@ fn standing(header: &FrameHeader, payload: &Bytes) -> Result<SegmentState, Forma
         frames: header.number,
         fenced: (flags & FLAG_FENCED != 0).then_some(by),
         limbo: flags & FLAG_LIMBO != 0,
+        copied: flags & FLAG_COPIED != 0,
     })
 }
 
@@ -195,10 +200,10 @@ mod tests {
             0..=u64::MAX / 2,
             any::<u32>(),
             any::<Option<u32>>(),
-            any::<bool>(),
+            any::<[bool; 2]>(),
         )
             .prop_map(
-                |(segment, [token, committed, hash], held, base, frames, by, limbo)| {
+                |(segment, [token, committed, hash], held, base, frames, by, [limbo, copied])| {
                     Note::Standing(SegmentState {
                         segment,
                         token: Token(token),
@@ -209,6 +214,7 @@ mod tests {
                         frames,
                         fenced: by.map(Epoch),
                         limbo,
+                        copied,
                     })
                 },
             );

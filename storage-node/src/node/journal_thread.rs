@@ -180,7 +180,20 @@ impl JournalThread {
             }
             Message::Gone(peer) => {
                 self.peers.remove(&peer);
+                self.core.leave(peer);
             }
+            Message::Copy {
+                peer,
+                request,
+                copy,
+                frames,
+            } => {
+                let before = frames.iter().map(|frame| frame.header().frame_len() as u64).sum();
+                self.metrics.copied_bytes.inc_by(before);
+                self.timed(|core| core.copy(peer, request, &copy, &frames));
+            }
+            Message::ForgetCopy(segment, by) => self.timed(|core| core.forget_copy(segment, by)),
+            Message::Adopt(segments) => self.timed(|core| core.adopt(&segments)),
             Message::Trim { segments, done } => {
                 let mut count = 0;
                 self.timed(|core| count = core.trim(&segments));

@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_proto::data::replica::FenceItem;
-use forebay_record::{Generation, Offset, SegmentId};
+use forebay_proto::data::replica::{CopyRequest, FenceItem};
+use forebay_record::{Epoch, Generation, Offset, SegmentId};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::permits::{BytePermit, BytePermits};
 use parking_lot::{Condvar, Mutex};
@@ -45,6 +45,16 @@ pub(crate) enum Message {
         request: u64,
         items: Vec<(SegmentId, Generation)>,
     },
+    /// Frames of a sealed segment that another node lost; the request without them, and they checked.
+    Copy {
+        peer: Peer,
+        request: u64,
+        copy: Box<CopyRequest>,
+        frames: Vec<CheckedFrame>,
+    },
+    ForgetCopy(SegmentId, Epoch),
+    /// Copies that records name now.
+    Adopt(Vec<SegmentId>),
     /// Forgets segments; answered with how many it were, once that is durable.
     Trim {
         segments: Vec<SegmentId>,
@@ -65,8 +75,16 @@ impl Message {
             Self::Commit(items) => items.len() * size_of::<(SegmentId, Offset)>(),
             Self::Fence { items, .. } => items.len() * size_of::<FenceItem>() * 4,
             Self::Confirm { items, .. } => items.len() * size_of::<(SegmentId, Generation)>(),
-            Self::Trim { segments, .. } | Self::Urge(segments) => segments.len() * size_of::<SegmentId>(),
-            Self::Connected(..) | Self::Gone(_) | Self::Trace(_) | Self::Want(_) | Self::StopWriting(_) => 0,
+            Self::Copy { frames, .. } => frames.iter().map(|frame| frame.header().frame_len()).sum(),
+            Self::Trim { segments, .. } | Self::Urge(segments) | Self::Adopt(segments) => {
+                segments.len() * size_of::<SegmentId>()
+            }
+            Self::ForgetCopy(..)
+            | Self::Connected(..)
+            | Self::Gone(_)
+            | Self::Trace(_)
+            | Self::Want(_)
+            | Self::StopWriting(_) => 0,
         };
         body as u64 + OVERHEAD
     }

@@ -8,7 +8,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_proto::data::replica::{FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest};
+use forebay_proto::data::replica::{
+    FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest, SealedRequest,
+};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::execution::Execution;
 use forebay_runtime::permits::{BytePermit, BytePermits};
@@ -34,6 +36,7 @@ pub(crate) enum Job {
     Lookup(ReadRequest, i64),
     Frames(FramesRequest),
     Headers(HeadersRequest),
+    Sealed(SealedRequest),
 }
 
 impl Job {
@@ -43,6 +46,7 @@ impl Job {
             Self::Lookup(..) => "lookup",
             Self::Frames(_) => "frames",
             Self::Headers(_) => "headers",
+            Self::Sealed(_) => "sealed",
         }
     }
 
@@ -56,6 +60,7 @@ impl Job {
             Self::Lookup(..) => SMALL_ANSWER,
             Self::Frames(frames) => frames.max_bytes.min(ANSWER_BYTES_MAX),
             Self::Headers(_) => HEADERS_ANSWER,
+            Self::Sealed(sealed) => sealed.max_bytes.min(ANSWER_BYTES_MAX),
         })
     }
 
@@ -69,7 +74,7 @@ impl Job {
                 request,
                 result: Err(failure),
             },
-            Self::Frames(_) => FromNode::Frames {
+            Self::Frames(_) | Self::Sealed(_) => FromNode::Frames {
                 request,
                 result: Err(failure),
             },
@@ -93,6 +98,10 @@ impl Job {
             Self::Frames(frames) => FromNode::Frames {
                 request,
                 result: reader.recover(frames),
+            },
+            Self::Sealed(sealed) => FromNode::Frames {
+                request,
+                result: reader.sealed(sealed),
             },
             Self::Headers(headers) => FromNode::Headers {
                 request,

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_proto::data::link::{Link, LinkError, LinkReceiver, LinkSender};
-use forebay_proto::data::replica::{FromNode, Hello, Refusal, ToNode};
+use forebay_proto::data::replica::{CopyRequest, FromNode, Hello, NodeFailure, Refusal, Surveyed, ToNode};
+use forebay_record::{Generation, SegmentId};
 use forebay_runtime::clock::{Clock, timeout};
 use forebay_runtime::trace::{Span, SpanKind, Tracer};
 use tokio_util::sync::CancellationToken;
@@ -166,6 +167,31 @@ impl Session {
                 ToNode::Commit(items) => Message::Commit(items),
                 ToNode::Fence { request, items } => Message::Fence { peer, request, items },
                 ToNode::Confirm { request, items } => Message::Confirm { peer, request, items },
+                ToNode::Survey { request, items } => {
+                    let found = self.survey(&items);
+                    outbox.push(FromNode::Surveyed { request, found }, None);
+                    outbox.has_room().await;
+                    continue;
+                }
+                ToNode::Copy { request, copy } => match checked(*copy)? {
+                    Ok((copy, frames)) => Message::Copy {
+                        peer,
+                        request,
+                        copy,
+                        frames,
+                    },
+                    Err(failure) => {
+                        let result = Err(failure);
+                        outbox.push(FromNode::Copied { request, result }, None);
+                        outbox.has_room().await;
+                        continue;
+                    }
+                },
+                ToNode::ForgetCopy { segment, by } => Message::ForgetCopy(segment, by),
+                ToNode::Sealed { request, sealed } => {
+                    self.submit(Job::Sealed(sealed), request, outbox, span).await;
+                    continue;
+                }
                 ToNode::Read { request, read } => {
                     self.submit(Job::Read(read), request, outbox, span).await;
                     continue;
@@ -201,6 +227,18 @@ impl Session {
             outbox.has_room().await;
         }
         Ok(())
+    }
+
+    /// What is durable here of segments.
+    fn survey(&self, items: &[(SegmentId, Generation)]) -> Vec<Option<Surveyed>> {
+        let here = |(segment, generation): &(SegmentId, Generation)| {
+            let held = self.shared.index.get(*segment)?;
+            (*generation == self.shared.generation).then(|| Surveyed {
+                sound: !held.is_limbo(),
+                tail: held.tail(),
+            })
+        };
+        items.iter().map(here).collect()
     }
 
     /// A message, and the span of what is done about it.
@@ -245,6 +283,25 @@ impl Session {
         self.readers.submit(job, request, outbox, span);
         outbox.has_room().await;
     }
+}
+
+/// A copy's frames, checked; a failure where they are malformed.
+#[expect(clippy::type_complexity, reason = "used once")]
+fn checked(
+    mut copy: CopyRequest,
+) -> Result<Result<(Box<CopyRequest>, Vec<CheckedFrame>), NodeFailure>, ContentError> {
+    let mut frames = Vec::with_capacity(copy.frames.len());
+    for frame in std::mem::take(&mut copy.frames) {
+        match CheckedFrame::new(frame) {
+            Ok(frame) => frames.push(frame),
+            Err(error @ ContentError::Damaged(_)) => return Err(error),
+            Err(error) => {
+                tracing::error!(segment = %copy.segment, %error, "malformed frame in a copy");
+                return Ok(Err(NodeFailure::Corrupt));
+            }
+        }
+    }
+    Ok(Ok((Box::new(copy), frames)))
 }
 
 async fn send(tx: &LinkSender<FromNode>, outbox: &Outbox) -> Result<(), SessionError> {

@@ -119,6 +119,7 @@ impl Trimmer {
         } = parts;
         let round = ROUND.min(grace).max(ROUND_MIN);
         let now = clock.monotonic();
+        let ledger = Ledger::new((shared.node, shared.generation), grace, round);
         Self {
             shared,
             queue,
@@ -126,7 +127,7 @@ impl Trimmer {
             clock,
             random,
             metrics,
-            ledger: Ledger::new(grace, round),
+            ledger,
             round,
             level: Level::Calm,
             revision,
@@ -201,6 +202,12 @@ impl Trimmer {
                 self.next_urge = now + self.jittered(URGE_EVERY);
                 self.urge(&files)?;
             }
+        }
+        let adopted = self.ledger.take_adopted();
+        if !adopted.is_empty() {
+            self.queue
+                .push_own(Message::Adopt(adopted))
+                .map_err(|_| Stop::Node)?;
         }
         self.show(&self.shared.index.held());
         Ok(())

@@ -107,7 +107,7 @@ impl Replica {
         Ok(())
     }
 
-    fn stage(&mut self, header: &FrameHeader) {
+    pub(super) fn stage(&mut self, header: &FrameHeader) {
         let held = self
             .segments
             .entry(header.segment)

@@ -12,6 +12,7 @@
 //! Keeps I3 (a segment is contiguous from its base and hash-chained) and I5 (closed is forever).
 
 mod append;
+mod copy;
 mod fence;
 pub mod rebuild;
 #[cfg(test)]
@@ -73,6 +74,8 @@ struct Segment {
     committed: Offset,
     fenced: Option<Epoch>,
     limbo: bool,
+    /// It came as a copy, and no record is known to name it.
+    copied: bool,
     /// Checksum of each frame, to tell a repetition from an overlap.
     checksums: Vec<u32>,
 }
@@ -92,6 +95,7 @@ impl Segment {
             committed: base,
             fenced: None,
             limbo: false,
+            copied: false,
             checksums: Vec::new(),
         }
     }
@@ -107,6 +111,7 @@ impl Segment {
             frames: progress.frames,
             fenced: self.fenced,
             limbo: self.limbo,
+            copied: self.copied,
         }
     }
 }
@@ -153,6 +158,8 @@ pub struct Replica {
     staged: BTreeSet<SegmentId>,
     /// Segments whose committed offset is not in the journal yet.
     uncommitted: BTreeSet<SegmentId>,
+    /// Copies under way, and whose they are.
+    copies: BTreeMap<SegmentId, Peer>,
 }
 
 impl Replica {
@@ -171,6 +178,7 @@ impl Replica {
             waiting: Vec::new(),
             staged: BTreeSet::new(),
             uncommitted: BTreeSet::new(),
+            copies: BTreeMap::new(),
         }
     }
 
@@ -195,6 +203,7 @@ impl Replica {
                     committed: state.committed,
                     fenced: state.fenced,
                     limbo: state.limbo,
+                    copied: state.copied,
                     checksums: found.checksums.clone(),
                     ..Segment::new(*id, state.token, state.base)
                 },
@@ -358,6 +367,7 @@ impl Replica {
         self.frames -= held.checksums.len() as u64;
         self.staged.remove(&segment);
         self.uncommitted.remove(&segment);
+        self.copies.remove(&segment);
         self.raise_floor(held.token);
         self.notes.push_back(Note::Trim(segment, held.token));
         true

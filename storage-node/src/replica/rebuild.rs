@@ -104,6 +104,7 @@ impl Rebuild {
                     fenced: None,
                     // Its first frame was lost.
                     limbo: !begins,
+                    copied: false,
                 },
                 checksums: Vec::new(),
                 entries: Vec::new(),
@@ -111,11 +112,10 @@ impl Rebuild {
         });
         let state = &mut held.state;
         state.committed = state.committed.max(header.committed);
-        let continues = header.number == state.frames
-            && header.prev_hash == state.hash
-            && header.first == state.tail
-            && state.fenced.is_none();
-        if continues && !state.limbo {
+        let continues =
+            header.number == state.frames && header.prev_hash == state.hash && header.first == state.tail;
+        // A copy is in limbo until it is whole.
+        if continues && (!state.limbo || state.copied) {
             state.frames += 1;
             state.tail = header.end;
             state.hash = header.hash();
@@ -189,8 +189,17 @@ impl SegmentState {
     /// Joins what was found of a segment with what the node once knew of it: a difference means
     /// that frames were lost.
     fn meet(&mut self, known: &Self) {
-        let same = self.frames == known.frames && self.hash == known.hash && self.tail == known.tail;
-        self.limbo |= known.limbo || !same || self.token != known.token;
+        let same = self.frames == known.frames
+            && self.hash == known.hash
+            && self.tail == known.tail
+            && self.token == known.token;
+        if self.copied && !known.limbo {
+            // The copy was whole by then.
+            self.limbo = !same;
+        } else {
+            self.limbo |= known.limbo || !same;
+        }
+        self.copied = known.copied;
         self.committed = self.committed.max(known.committed);
         self.fenced = self.fenced.max(known.fenced);
     }
@@ -232,6 +241,36 @@ mod tests {
             frames: writer.number,
             fenced,
             limbo: false,
+            copied: false,
+        }
+    }
+
+    #[test]
+    fn a_copy_is_in_limbo_until_its_last_note_and_what_is_lost_of_it_keeps_it_there() {
+        for (whole, lost) in [(false, false), (true, false), (true, true)] {
+            let (mut rebuild, mut writer) = (Rebuild::new(), Writer::new(1, 10));
+            let state = |writer: &Writer, limbo| SegmentState {
+                limbo,
+                copied: true,
+                ..standing(writer, Some(Epoch(9)))
+            };
+            rebuild.note(Note::Standing(state(&writer, true)));
+            feed(&mut rebuild, &mut writer, 2);
+            rebuild.file(&Snapshot {
+                floor: Token(500),
+                segments: vec![state(&writer, true)],
+            });
+            feed(&mut rebuild, &mut writer, 1);
+            if lost {
+                let _lost = writer.data(1);
+            }
+            if whole {
+                rebuild.note(Note::Standing(state(&writer, false)));
+            }
+            let held = rebuild.finish();
+            let found = &held.segments[&writer.segment];
+            assert_eq!((found.state.frames, found.state.copied), (3, true));
+            assert_eq!(found.state.limbo, !whole || lost, "whole {whole}, lost {lost}");
         }
     }
 

@@ -7,7 +7,7 @@
     clippy::indexing_slicing
 )]
 
-use forebay_proto::data::replica::{FenceItem, FencedState, Refusal};
+use forebay_proto::data::replica::{Copied, CopyRequest, FenceItem, FencedState, NodeFailure, Refusal};
 use forebay_record::frame::Frame;
 use proptest::prelude::*;
 
@@ -497,4 +497,153 @@ proptest! {
             world.check();
         }
     }
+}
+
+fn copy_of(writer: &Writer, until: u64, by: u32) -> CopyRequest {
+    CopyRequest {
+        segment: writer.segment,
+        generation: GENERATION,
+        token: writer.token,
+        base: Offset(10),
+        until: Offset(until),
+        by: Epoch(by),
+        listed: false,
+        frames: Vec::new(),
+    }
+}
+
+fn take_copy(
+    replica: &mut Replica,
+    peer: Peer,
+    copy: &CopyRequest,
+    frames: &[Frame],
+) -> Result<Copied, NodeFailure> {
+    replica.open_copy(peer, copy)?;
+    for frame in frames {
+        replica.copy_frame(copy, &checked(frame.clone()))?;
+    }
+    replica.close_copy(copy)
+}
+
+#[test]
+fn a_copy_is_taken_below_the_floor_and_is_evidence_only_once_it_is_whole() {
+    let (mut replica, mut writer) = (replica(), Writer::new(1, 10));
+    replica.raise_floor(Token(9_999));
+    let frames = [writer.open(), writer.data(3), writer.state(), writer.data(2)];
+    let copy = copy_of(&writer, 15, 9);
+    let half = take_copy(&mut replica, PEER, &copy, &frames[..2]).unwrap();
+    assert_eq!((half.frames, half.tail), (2, Offset(13)));
+    replica.synced();
+    let state = fence(&mut replica, fence_of(&writer, 9));
+    assert!(!state.authoritative, "a part of a copy says nothing");
+    // Sent again, and the rest.
+    let whole = take_copy(&mut replica, PEER, &copy, &frames[1..]).unwrap();
+    assert_eq!((whole.frames, whole.tail), (4, Offset(15)));
+    let state = fence(&mut replica, fence_of(&writer, 9));
+    assert_eq!((state.authoritative, state.tail), (true, Offset(15)));
+    assert_eq!(
+        append(&mut replica, writer.data(1)),
+        refused(Refusal::Fenced(Epoch(9))),
+        "nobody but the copy writes to it"
+    );
+    assert_eq!(
+        take_copy(&mut replica, PEER, &copy, &[]),
+        Ok(whole),
+        "asked again"
+    );
+}
+
+#[test]
+fn a_copy_takes_nothing_beyond_the_sealed_end_and_no_other_history() {
+    let (mut replica, mut writer) = (replica(), Writer::new(1, 10));
+    let frames = [writer.open(), writer.data(3), writer.data(2)];
+    let copy = copy_of(&writer, 13, 9);
+    let beyond = take_copy(&mut replica, PEER, &copy, &frames);
+    assert_eq!(beyond, Err(NodeFailure::Corrupt));
+    assert_eq!(
+        take_copy(&mut replica, PEER, &copy, &[]).unwrap().tail,
+        Offset(13)
+    );
+    let mut other = Writer::new(1, 10);
+    let _open = other.open();
+    let differs = take_copy(&mut replica, PEER, &copy, &[other.data_of_len(3, 999)]);
+    assert_eq!(differs, Err(NodeFailure::Corrupt));
+    let ahead = Writer::new(2, 10);
+    let gap = take_copy(&mut replica, PEER, &copy_of(&ahead, 20, 9), &frames[1..2]);
+    assert_eq!(gap, Err(NodeFailure::NotFound), "a frame of another segment");
+}
+
+#[test]
+fn a_copy_that_was_left_stays_in_limbo_and_is_not_gone_on_with() {
+    let (mut replica, mut writer) = (replica(), Writer::new(1, 10));
+    let frames = [writer.open(), writer.data(3), writer.data(2)];
+    let copy = copy_of(&writer, 15, 9);
+    take_copy(&mut replica, PEER, &copy, &frames[..1]).unwrap();
+    let other = take_copy(&mut replica, Peer(2), &copy, &frames[1..]);
+    assert_eq!(other, Err(NodeFailure::Held), "another session's");
+    assert_eq!(replica.leave_copies(PEER), [writer.segment]);
+    for (peer, by) in [(PEER, 9), (Peer(2), 10)] {
+        let again = take_copy(&mut replica, peer, &copy_of(&writer, 15, by), &frames[1..]);
+        assert_eq!(again, Err(NodeFailure::Held));
+    }
+    replica.synced();
+    assert!(replica.segment(writer.segment).unwrap().limbo);
+    assert!(replica.trim(writer.segment));
+    assert!(take_copy(&mut replica, PEER, &copy, &frames).is_ok(), "anew");
+}
+
+#[test]
+fn a_copy_that_is_given_up_is_in_limbo_again_and_one_that_is_named_is_a_replica() {
+    for named in [true, false] {
+        let (mut replica, mut writer) = (replica(), Writer::new(1, 10));
+        let frames = [writer.open(), writer.data(3)];
+        let copy = copy_of(&writer, 13, 9);
+        take_copy(&mut replica, PEER, &copy, &frames).unwrap();
+        replica.synced();
+        if named {
+            replica.adopt(writer.segment);
+        }
+        assert_eq!(replica.forget_copy(writer.segment, Epoch(9)), !named);
+        let state = replica.segment(writer.segment).unwrap();
+        assert_eq!((state.limbo, state.copied), (!named, !named));
+        assert!(!replica.forget_copy(writer.segment, Epoch(8)));
+    }
+}
+
+#[test]
+fn a_replica_that_the_record_names_completes_what_it_has() {
+    let (mut replica, mut writer) = (replica(), Writer::new(1, 10));
+    let frames = [writer.open(), writer.data(3), writer.data(2)];
+    append(&mut replica, frames[0].clone());
+    append(&mut replica, frames[1].clone());
+    replica.synced();
+    let copy = copy_of(&writer, 15, 9);
+    assert_eq!(
+        take_copy(&mut replica, PEER, &copy, &frames[2..]),
+        Err(NodeFailure::Held),
+        "it is no copy"
+    );
+    let listed = CopyRequest { listed: true, ..copy };
+    let whole = take_copy(&mut replica, PEER, &listed, &frames[2..]).unwrap();
+    assert_eq!((whole.frames, whole.tail), (3, Offset(15)));
+    replica.synced();
+    let state = replica.segment(writer.segment).unwrap();
+    assert_eq!(
+        (state.limbo, state.copied, state.fenced),
+        (false, false, Some(Epoch(9)))
+    );
+}
+
+#[test]
+fn a_node_that_takes_no_new_segments_completes_its_own_and_takes_no_copies() {
+    let (mut replica, mut writer) = (replica(), Writer::new(1, 10));
+    let frames = [writer.open(), writer.data(3)];
+    replica.admit(Admission::NoNewSegments);
+    let copy = copy_of(&writer, 13, 9);
+    assert_eq!(
+        take_copy(&mut replica, PEER, &copy, &frames),
+        Err(NodeFailure::Overloaded)
+    );
+    let listed = CopyRequest { listed: true, ..copy };
+    assert!(take_copy(&mut replica, PEER, &listed, &frames).is_ok());
 }

@@ -1,6 +1,6 @@
 //! `cluster status`: who is there, and how they are.
 
-mod view;
+pub(crate) mod view;
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -58,6 +58,10 @@ fn render(cluster: &Cluster) -> String {
         bytes(cluster.unoffloaded_bytes),
         bytes(cluster.undecided_bytes),
     );
+    if cluster.segments_lost > 0 {
+        let lost = counted(cluster.segments_lost, "segment");
+        text.push_str(&format!("DATA LOSS: no copy of {lost} is left\n"));
+    }
     let processes = cluster
         .processes
         .iter()
@@ -234,6 +238,7 @@ mod tests {
             segments_under_replicated: 4,
             unoffloaded_bytes: 9 << 30,
             undecided_bytes: 0,
+            segments_lost: 0,
             incarnation: 1,
             replicas: 3,
             ack_quorum: 2,

@@ -30,6 +30,8 @@ pub struct Cluster {
     pub unoffloaded_bytes: u64,
     /// Bytes appended and not committed.
     pub undecided_bytes: u64,
+    /// Sealed segments of which no copy is left.
+    pub segments_lost: u64,
     /// Processes by their address, and what each of them is.
     pub processes: Vec<Process>,
     /// Brokers that have a session.
@@ -115,6 +117,12 @@ pub struct StorageStatus {
     pub segments_fenced: u64,
     /// Segments that may have lost bytes.
     pub segments_limbo: u64,
+    /// Held segments that a chain names as sealed.
+    pub segments_sealed: u64,
+    /// Bytes of frames held.
+    pub bytes_held: u64,
+    /// Of these, the bytes that no record needs any more.
+    pub bytes_trimmable: u64,
     /// Files of the journal.
     pub journal_files: u64,
     /// Bytes of these files.
@@ -160,6 +168,7 @@ impl From<v1::DescribeClusterResponse> for Cluster {
             segments_under_replicated: found.segments_under_replicated,
             unoffloaded_bytes: found.unoffloaded_bytes,
             undecided_bytes: found.undecided_bytes,
+            segments_lost: found.segments_lost,
             brokers: found.brokers.into_iter().map(Broker::from).collect(),
             storage_nodes: found.storage_nodes.into_iter().map(StorageNode::from).collect(),
             proxies: found.proxies.into_iter().map(proxy).collect(),
@@ -222,6 +231,9 @@ impl From<v1::StorageNodeDescription> for StorageNode {
             segments_open: status.segments_open,
             segments_fenced: status.segments_fenced,
             segments_limbo: status.segments_limbo,
+            segments_sealed: status.segments_sealed,
+            bytes_held: status.bytes_held,
+            bytes_trimmable: status.bytes_trimmable,
             journal_files: status.journal_files,
             journal_bytes: status.journal_bytes,
             disk_free_bytes: status.disk_free_bytes,

@@ -62,6 +62,7 @@ fn snapshot() -> Snapshot {
         frames: 6,
         fenced,
         limbo,
+        copied: false,
     };
     Snapshot {
         floor: Token(77),

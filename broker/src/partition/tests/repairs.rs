@@ -1,0 +1,271 @@
+//! The same world where storage nodes lose everything they had, and are emptied: what the record names
+//! is copied and replaced while takeovers, trims, offloads and rolls go on.
+
+use super::*;
+
+impl World {
+    /// What a replica of the record holds, if it is the same that the record means.
+    pub(super) fn held(&self, (node, generation): (NodeId, Generation), segment: SegmentId) -> Option<&Copy> {
+        let replica = &self.replicas[&node];
+        let copy = replica.segments.get(&segment)?;
+        (replica.generation() == generation && !copy.limbo).then_some(copy)
+    }
+
+    pub(super) fn survey(
+        &self,
+        node: NodeId,
+        segment: SegmentId,
+        generation: Generation,
+    ) -> Option<Surveyed> {
+        let replica = &self.replicas[&node];
+        let copy = replica.segments.get(&segment)?;
+        (replica.generation() == generation).then(|| Surveyed {
+            sound: !copy.limbo,
+            tail: copy.tail(),
+        })
+    }
+
+    pub(super) fn forget_copy(&mut self, node: NodeId, segment: SegmentId, by: Epoch) {
+        let copy = self.replicas.get_mut(&node).unwrap().segments.get_mut(&segment);
+        if let Some(copy) = copy.filter(|copy| copy.copied_by == Some(by)) {
+            copy.limbo = true;
+        }
+    }
+
+    /// Copies as a driver and two nodes would, up to a random point. A former owner's copy may still
+    /// arrive; nobody hears of it.
+    pub(super) fn run_repair(&mut self, owner: u32, repair: &Repair) {
+        let whole = self.copy_frames(repair);
+        let segment = repair.segment.id;
+        if owner == self.incarnation {
+            let mut wanted = false;
+            self.act(|owner, ctx| wanted = owner.wants_repair(repair, ctx));
+            self.act(|owner, ctx| owner.on_repaired(segment, whole && wanted, ctx));
+        }
+    }
+
+    fn copy_frames(&mut self, repair: &Repair) -> bool {
+        let (id, end) = (repair.segment.id, repair.segment.end.unwrap());
+        let source = repair.sources.iter().find_map(|(node, generation)| {
+            let replica = &self.replicas[node];
+            let copy = replica.segments.get(&id)?;
+            let can = replica.up && replica.generation() == *generation && copy.tail() >= end;
+            can.then(|| copy.frames.clone())
+        });
+        let Some(frames) = source else { return false };
+        let most = usize::try_from(self.random.range(0, 40)).unwrap();
+        let (node, generation) = repair.to;
+        let replica = self.replicas.get_mut(&node).unwrap();
+        let known = replica.segments.contains_key(&id);
+        if !replica.up || replica.generation() != generation || (replica.leaving && !known) {
+            return false;
+        }
+        if known && !repair.listed {
+            let copy = &replica.segments[&id];
+            return copy.copied_by == Some(repair.by) && !copy.limbo;
+        }
+        let copy = replica.segments.entry(id).or_insert_with(|| Copy {
+            base: repair.segment.base,
+            token: repair.segment.token,
+            limbo: !repair.listed,
+            copied_by: (!repair.listed).then_some(repair.by),
+            ..Copy::default()
+        });
+        copy.fenced = true;
+        let missing: Vec<_> = frames
+            .into_iter()
+            .skip(copy.frames.len())
+            .filter(|frame| frame.header.end <= end)
+            .take(most)
+            .collect();
+        for frame in missing {
+            assert_eq!(frame.header.prev_hash, copy.hash(id), "a copy diverged");
+            copy.frames.push(frame);
+        }
+        let whole = copy.tail() >= end;
+        if whole {
+            copy.limbo = false;
+        }
+        whole
+    }
+
+    /// True where every segment of the chain is as good as it can be, so that one node may lose
+    /// everything without a loss.
+    fn is_sound(&self) -> bool {
+        let of = |segment: &Segment, end: Offset| {
+            segment.replicas.iter().all(|replica| {
+                self.held(*replica, segment.id)
+                    .is_some_and(|copy| copy.tail() >= end)
+            })
+        };
+        let settled = self.owner.next.is_none() && self.store.is_none() && self.owner.is_serving();
+        settled
+            && self.record.chain.iter().all(|segment| match segment.end {
+                Some(end) => of(segment, end),
+                None => segment
+                    .replicas
+                    .iter()
+                    .all(|(node, generation)| self.replicas[node].generation() == *generation),
+            })
+    }
+
+    /// A node comes back with nothing.
+    fn lose(&mut self, node: NodeId) {
+        let replica = self.replicas.get_mut(&node).unwrap();
+        *replica = Replica {
+            up: true,
+            losses: replica.losses + 1,
+            leaving: replica.leaving,
+            ..Replica::default()
+        };
+        let generation = replica.generation();
+        *self.sessions.get_mut(&node).unwrap() += 1;
+        let incarnation = self.incarnation;
+        self.wires
+            .get_mut(&node)
+            .unwrap()
+            .retain(|one| one.owner != incarnation);
+        self.act(|owner, ctx| owner.on_connected(node, generation, ctx));
+    }
+
+    fn disturb(&mut self) {
+        let nodes: Vec<_> = self.replicas.keys().copied().collect();
+        let node = nodes[usize::try_from(self.random.range(0, nodes.len() as u64)).unwrap()];
+        match self.random.range(0, 4) {
+            0 if self.replicas[&node].up && self.is_sound() => self.lose(node),
+            1 => {
+                let others = self.replicas.iter().filter(|(id, _)| **id != node);
+                let leaving = others.filter(|(_, replica)| replica.leaving).count();
+                let replica = self.replicas.get_mut(&node).unwrap();
+                if replica.leaving || leaving == 0 {
+                    replica.leaving = !replica.leaving;
+                    self.act(|owner, ctx| owner.on_nodes_changed(ctx));
+                }
+            }
+            _ => self.pass(600),
+        }
+    }
+
+    /// Lets repair come to its end.
+    fn heal(&mut self) {
+        for _ in 0..2_000 {
+            let empty = |node: &NodeId| !self.replicas[node].leaving;
+            let away = self
+                .record
+                .chain
+                .iter()
+                .all(|segment| segment.replicas.iter().all(|(node, _)| empty(node)));
+            if self.is_sound() && away {
+                return;
+            }
+            self.pass(1_100);
+            for node in self.replicas.keys().copied().collect::<Vec<_>>() {
+                for _ in 0..20 {
+                    self.deliver(node);
+                }
+                // What was replaced is in nobody's way.
+                self.trim(node);
+            }
+            self.newest += 1;
+            self.heard = self.newest;
+            for _ in 0..20 {
+                self.run_errand();
+                self.settle_store();
+            }
+            if self.owner.is_released() {
+                self.take_over();
+            }
+        }
+        panic!("not everything is repaired: {:#?}", self.record.chain);
+    }
+}
+
+fn run(seed: u64, offload: bool) -> (usize, usize) {
+    let mut world = World::new(seed, 5, 3, 2, false);
+    let config = Config {
+        offload,
+        repair_after_ms: 3_000,
+        segment_bytes: 1_500,
+        ..world.owner.config.clone()
+    };
+    world.owner.configure(&config);
+    for _ in 0..2_500 {
+        if world.random.range(0, 12) == 0 {
+            world.disturb();
+        } else {
+            world.step();
+        }
+        if world.owner.is_released() {
+            world.take_over();
+        }
+    }
+    world.quiesce();
+    world.heal();
+    world.quiesce();
+    let log = world.read_log();
+    for (offset, value) in &world.acknowledged {
+        assert_eq!(
+            log.get(offset),
+            Some(value),
+            "seed {seed}: acknowledged at {offset} and lost"
+        );
+    }
+    (world.acknowledged.len(), world.repaired)
+}
+
+#[test]
+fn nothing_is_lost_where_nodes_lose_everything_and_every_segment_gets_its_copies_back() {
+    let (mut acknowledged, mut repaired) = (0, 0);
+    for seed in 5_000..5_150 {
+        let (more, copies) = run(seed, false);
+        acknowledged += more;
+        repaired += copies;
+    }
+    assert!(
+        acknowledged > 2_000,
+        "only {acknowledged} batches were acknowledged"
+    );
+    assert!(repaired > 500, "only {repaired} replicas were repaired");
+}
+
+#[test]
+fn a_topic_that_is_offloaded_is_repaired_by_that() {
+    for seed in 6_000..6_060 {
+        run(seed, true);
+    }
+}
+
+#[test]
+fn a_loss_without_a_copy_stays_visible_and_is_not_tried_for_ever() {
+    let mut world = World::new(9, 4, 3, 2, false);
+    let config = Config {
+        offload: false,
+        segment_bytes: 100,
+        ..world.owner.config.clone()
+    };
+    world.owner.configure(&config);
+    while world.record.chain.len() < 3 {
+        world.produce();
+        world.quiesce();
+    }
+    let segment = world.record.chain[0].clone();
+    for (node, _) in &segment.replicas {
+        world.lose(*node);
+    }
+    let mut asked = 0;
+    for _ in 0..200 {
+        world.pass(1_100);
+        asked += world
+            .errands
+            .iter()
+            .filter(|(_, errand)| matches!(errand, Errand::Repair(one) if one.segment.id == segment.id))
+            .count();
+        for _ in 0..20 {
+            world.run_errand();
+            world.settle_store();
+        }
+    }
+    let endangered = world.owner.endangered();
+    assert!(endangered.lost >= 1, "{endangered:?}");
+    assert_eq!(asked, 0, "there is nobody to copy from");
+}
