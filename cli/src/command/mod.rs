@@ -4,6 +4,7 @@
 //! 130 for a stop before everything was done.
 //! Results go to standard output, everything else to standard error.
 
+mod broker;
 mod cluster;
 mod completion;
 mod config;
@@ -89,6 +90,9 @@ enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Empty a broker before it is stopped
+    #[command(subcommand)]
+    Broker(broker::BrokerCommand),
     /// Look at what a server is configured with, and at what can be configured
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -137,6 +141,7 @@ impl Cli {
             Command::Ingest(args) => Box::pin(ingest::run(args, &servers)).await,
             Command::Consume(args) => Box::pin(consume::run(args, &servers)).await,
             Command::Cluster(command) => Box::pin(command.run(&servers)).await,
+            Command::Broker(command) => Box::pin(command.run(&servers)).await,
             Command::Config(command) => command.run(log_level),
             Command::Completion(args) => completion::run(args),
             Command::Version(args) => version::run(args),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use forebay_broker::{Broker, BrokerConfig, Objects, Parts, partition};
 use forebay_meta::cluster::Cluster;
-use forebay_meta::controller::{Controller, Holders, Probe, ProbeError};
+use forebay_meta::controller::{Balancing, Controller, Holders, Probe, ProbeError};
 use forebay_meta::session::{self, Session};
 use forebay_meta::store::MetaStore;
 use forebay_proto::data::endpoint::Listener;
@@ -117,7 +117,7 @@ pub(super) async fn start_with(
     } else {
         None
     };
-    let controller = has(Role::Controller).then(|| start_controller(&process, &site, &control));
+    let controller = has(Role::Controller).then(|| start_controller(&process, &config, &site, &control));
     if let (Some(controller), Some(objects)) = (&controller, &site.objects) {
         let options = garbage::options(config.object_store.gc_grace.get());
         let collector = Collector::new(
@@ -427,8 +427,8 @@ async fn register_proxy(config: &Config, site: &Site) -> anyhow::Result<Session>
     Ok(session::register_proxy(Arc::clone(&site.store), &record, PROXY_SESSION_TTL).await?)
 }
 
-fn start_controller(process: &Process, site: &Site, control: &Control) -> Controller {
-    let holders = holders(control);
+fn start_controller(process: &Process, config: &Config, site: &Site, control: &Control) -> Controller {
+    let (holders, balancing) = (holders(control), balancing(control, config.controller.rebalance));
     let control = control.clone();
     let probe: Probe = Arc::new(move |id, address| {
         let control = control.clone();
@@ -450,12 +450,31 @@ fn start_controller(process: &Process, site: &Site, control: &Control) -> Contro
         Arc::clone(&process.random),
         probe,
         holders,
+        balancing,
         &process.tasks,
         &process.metrics,
     );
     // A candidate is as ready as the leader: either does all it is there for.
     process.readiness.component("controller").ready();
     controller
+}
+
+/// How the controller asks brokers how much their partitions have.
+fn balancing(control: &Control, rebalance: bool) -> Balancing {
+    let control = control.clone();
+    let weigh = Arc::new(move |address: String| {
+        let control = control.clone();
+        let asking = async move {
+            let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
+            let request = tonic::Request::new(v1::DescribePartitionsRequest::default());
+            let answer = broker.describe_partitions(request).await;
+            let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
+            let weight = |one: v1::OwnedPartition| Some((PartitionId(one.partition_id), one.bytes_per_second?));
+            Ok(owned.into_iter().filter_map(weight).collect())
+        };
+        Box::pin(asking) as futures_util::future::BoxFuture<'static, _>
+    });
+    Balancing { weigh, rebalance }
 }
 
 /// How the controller asks brokers and storage nodes what they have left of deleted partitions.

@@ -87,9 +87,18 @@ fn controller_with(
         Arc::new(OsRandom),
         probe(ill),
         holders,
+        balancing(),
         &tasks,
         &Metrics::new(),
     )
+}
+
+/// Brokers of which no loads are known, and no moves for balance.
+fn balancing() -> Balancing {
+    Balancing {
+        weigh: Arc::new(|_| std::future::ready(Ok(Vec::new())).boxed()),
+        rebalance: false,
+    }
 }
 
 fn lead(world: &World, id: &str) -> Controller {
@@ -706,7 +715,10 @@ fn a_view_of_100_000_partitions_is_planned_at_once() {
     let plan = plan_placement(view.wanted(), &live, |_| true);
     assert_eq!(plan.len(), 100_000);
     for step in &plan {
-        let wish = encode(&PlacementRecord { broker: step.to.0 });
+        let wish = encode(&PlacementRecord {
+            broker: step.to.0,
+            from_session: 0,
+        });
         put(&mut view, keys::wish(step.partition), wish);
     }
     assert_eq!(view.wanted_count(), 100_000);
