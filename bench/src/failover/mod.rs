@@ -178,11 +178,11 @@ impl Failover {
             std::thread::sleep(CALM);
             load.await_all(Instant::now(), RECOVERED_MAX)?;
             let mut log = cluster.controller_log()?;
-            let read_before = cluster.node_metric("forebay_storage_read_bytes_total")?;
+            let read_before = cluster.node_metric("forebay_storage_recovery_bytes_total")?;
             let killed = kill(cluster.brokers.remove(&owner).context("no broker")?)?;
             let known = log.await_any(&BROKER_LOST, RECOVERED_MAX)?;
             let mut samples = load.await_all(killed, RECOVERED_MAX)?;
-            let read_after = cluster.node_metric("forebay_storage_read_bytes_total")?;
+            let read_after = cluster.node_metric("forebay_storage_recovery_bytes_total")?;
             std::thread::sleep(CALM);
             samples.extend(load.take()?);
             errors += samples.iter().filter(|sample| !sample.acknowledged).count();

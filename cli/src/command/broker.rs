@@ -32,7 +32,7 @@ pub struct DrainArgs {
     #[arg(long)]
     pub wait: bool,
     /// With --wait, how long at most
-    #[arg(long, default_value = "5m", value_name = "DURATION", requires = "wait")]
+    #[arg(long, default_value = "5min", value_name = "DURATION", requires = "wait")]
     pub timeout: HumanDuration,
 }
 
