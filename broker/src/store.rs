@@ -301,3 +301,121 @@ fn judge(id: PartitionId, entry: Option<Entry>) -> Stored {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use forebay_meta::session::{Session, register_broker};
+    use forebay_meta::store::EmbeddedStore;
+    use forebay_meta::topics;
+    use forebay_proto::stored::BrokerRecord;
+    use forebay_runtime::clock::SystemClock;
+    use forebay_runtime::random::OsRandom;
+    use forebay_runtime::tasks::Tasks;
+
+    use super::*;
+
+    struct World {
+        records: Records,
+        session: Session,
+        partitions: Vec<PartitionId>,
+        _folder: tempfile::TempDir,
+    }
+
+    async fn world() -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let (clock, tasks) = (Arc::new(SystemClock::new()), Tasks::new("test"));
+        let file = folder.path().join("meta.redb");
+        let store: Arc<dyn MetaStore> = Arc::new(EmbeddedStore::open(&file, clock, &tasks).await.unwrap());
+        let record = BrokerRecord {
+            id: 1,
+            ..BrokerRecord::default()
+        };
+        let session = register_broker(Arc::clone(&store), &record, Duration::from_secs(30)).await.unwrap();
+        let topic = topics::create(store.as_ref(), &OsRandom, "t", 5, BTreeMap::new()).await.unwrap();
+        let records = Records {
+            store,
+            me: BrokerId(1),
+            session: session.id(),
+        };
+        World {
+            records,
+            session,
+            partitions: topic.partition_ids,
+            _folder: folder,
+        }
+    }
+
+    impl World {
+        async fn granted(&self) -> Vec<Granted> {
+            let wanted: Vec<_> = self.partitions.iter().map(|id| (*id, id.0)).collect();
+            let granted = self.records.grant(&wanted).await;
+            granted.into_iter().map(|one| one.unwrap().unwrap()).collect()
+        }
+
+        /// Changes of all partitions that do nothing but name their nonce.
+        fn changes(granted: &[Granted], nonce: u64) -> Vec<Change> {
+            granted
+                .iter()
+                .map(|one| Change {
+                    seen: one.revision,
+                    next: Box::new(Partition {
+                        op: nonce,
+                        ..one.record.clone()
+                    }),
+                })
+                .collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn grants_go_together_and_a_partition_that_does_not_exist_holds_up_no_other() {
+        let world = world().await;
+        let mut wanted: Vec<_> = world.partitions.iter().map(|id| (*id, id.0)).collect();
+        wanted.insert(2, (PartitionId(999), 7));
+        let granted = world.records.grant(&wanted).await;
+        assert_eq!(granted.len(), 6);
+        assert!(matches!(granted.get(2), Some(Ok(None))));
+        let mut revisions = BTreeSet::new();
+        for one in granted.into_iter().filter_map(|one| one.unwrap()) {
+            assert_eq!((one.record.epoch.0, one.record.owner), (1, Some(BrokerId(1))));
+            revisions.insert(one.revision);
+        }
+        assert_eq!(revisions.len(), 1, "one transaction");
+    }
+
+    #[tokio::test]
+    async fn a_record_that_somebody_changed_is_left_out_of_a_batch_and_the_others_are_stored() {
+        let world = world().await;
+        let granted = world.granted().await;
+        let one = granted.get(1).unwrap();
+        let other = Partition {
+            op: 77,
+            ..one.record.clone()
+        };
+        let put = Txn::new().then(Op::put(keys::partition(other.id), other.encode()));
+        world.records.store.txn(put).await.unwrap();
+        let stored = world.records.change(&World::changes(&granted, 5), &SystemClock::new()).await;
+        assert_eq!(stored.len(), 5);
+        for (at, outcome) in stored.iter().enumerate() {
+            match outcome {
+                Stored::Done(_) => assert_ne!(at, 1),
+                Stored::Conflict(found, _) => assert_eq!((at, found.op), (1, 77)),
+                Stored::Gone => panic!("{at} is gone"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn without_its_session_a_broker_changes_and_takes_nothing() {
+        let world = world().await;
+        let granted = world.granted().await;
+        world.session.close().await.unwrap();
+        let stored = world.records.change(&World::changes(&granted, 5), &SystemClock::new()).await;
+        assert_eq!(stored.len(), 5);
+        assert!(stored.iter().all(|one| matches!(one, Stored::Gone)), "{stored:?}");
+        let wanted: Vec<_> = world.partitions.iter().map(|id| (*id, id.0)).collect();
+        assert!(world.records.grant(&wanted).await.iter().all(Result::is_err));
+    }
+}

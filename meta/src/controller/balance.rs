@@ -56,6 +56,8 @@ pub struct Limits {
     pub drain: usize,
     /// To balance.
     pub balance: usize,
+    /// The last plan to balance had as many moves as it might: this one goes on to the same end.
+    pub resumes: bool,
 }
 
 /// What a broker has.
@@ -83,7 +85,7 @@ pub fn plan_moves(
     let mut plan = drain(&mut burdens, targets, draining, limits.drain);
     // Nothing is balanced while brokers are being emptied: that changes all that balance goes by.
     if plan.is_empty() && !held.iter().any(|one| draining.contains(&one.broker)) {
-        plan.extend(balance(&mut burdens, limits.balance));
+        plan.extend(balance(&mut burdens, limits));
     }
     plan
 }
@@ -153,20 +155,20 @@ fn drain(
     plan
 }
 
-fn balance(burdens: &mut BTreeMap<BrokerId, Burden>, limit: usize) -> Vec<Move> {
+fn balance(burdens: &mut BTreeMap<BrokerId, Burden>, limits: Limits) -> Vec<Move> {
     let mut plan = Vec::new();
     let total: f64 = burdens.values().map(|burden| burden.weight).sum();
     let mean = total / burdens.len().max(1) as f64;
     let part = |weight: f64| 100.0 * weight / total.max(f64::MIN_POSITIVE);
     let before: BTreeMap<_, _> = burdens.iter().map(|(id, burden)| (*id, part(burden.weight))).collect();
-    while plan.len() < limit {
+    while plan.len() < limits.balance {
         let weights = || burdens.iter().map(|(id, burden)| (burden.weight, *id));
         let heaviest = weights().max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         let lightest = weights().min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let (Some((most, from)), Some((least, to))) = (heaviest, lightest) else {
             break;
         };
-        let enough = if plan.is_empty() { BEGIN } else { END };
+        let enough = if plan.is_empty() && !limits.resumes { BEGIN } else { END };
         if most - least <= enough * mean {
             break;
         }
@@ -199,18 +201,23 @@ mod tests {
     const LIMITS: Limits = Limits {
         drain: 64,
         balance: 16,
+        resumes: false,
     };
 
     type Loads = BTreeMap<PartitionId, (BrokerId, u64)>;
 
     fn plan(loads: &Loads, targets: &[u32], draining: &[u32]) -> Vec<Move> {
+        plan_within(loads, targets, draining, LIMITS)
+    }
+
+    fn plan_within(loads: &Loads, targets: &[u32], draining: &[u32], limits: Limits) -> Vec<Move> {
         let held = loads.iter().map(|(id, (broker, bytes))| Held {
             partition: *id,
             broker: *broker,
             bytes_per_s: *bytes,
             movable: true,
         });
-        plan_moves(held, &brokers(targets), &brokers(draining), LIMITS)
+        plan_moves(held, &brokers(targets), &brokers(draining), limits)
     }
 
     fn brokers(ids: &[u32]) -> BTreeSet<BrokerId> {
@@ -237,8 +244,10 @@ mod tests {
 
     /// Rounds until nothing is moved any more.
     fn settle(loads: &mut Loads, targets: &[u32]) -> usize {
+        let mut limits = LIMITS;
         for round in 0..200 {
-            let moves = plan(loads, targets, &[]);
+            let moves = plan_within(loads, targets, &[], limits);
+            limits.resumes = moves.len() == limits.balance;
             if moves.is_empty() {
                 return round;
             }

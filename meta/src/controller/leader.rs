@@ -73,6 +73,8 @@ pub(super) struct Progress {
     pub(super) settled: bool,
     /// When balance is looked at next.
     pub(super) balance_at: Duration,
+    /// The last moves for balance were as many as might be: more are to follow.
+    pub(super) resumes: bool,
     /// When brokers are asked next how much their partitions have.
     weigh_at: Duration,
     /// What was moved lately; none before it was read.

@@ -125,11 +125,15 @@ impl Leader {
         let limits = Limits {
             drain: MOVING_MAX.saturating_sub(view.moving()),
             balance: if balances { BALANCING_MAX.saturating_sub(view.moving()) } else { 0 },
+            resumes: progress.resumes,
         };
         // What is being drained need not rest.
         let rest = if drains { Duration::ZERO } else { REST };
-        plan_moves(view.held(now, rest), &targets, &draining, limits)
-            .into_iter()
+        let plan = plan_moves(view.held(now, rest), &targets, &draining, limits);
+        if limits.balance > 0 {
+            progress.resumes = !drains && plan.len() == limits.balance;
+        }
+        plan.into_iter()
             .filter_map(|one| {
                 Some(Step {
                     partition: one.partition,
