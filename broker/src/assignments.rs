@@ -116,10 +116,16 @@ impl Assignments {
         for entry in &entries {
             if let Some(id) = keys::partition_of(&entry.key) {
                 listed.insert(id);
-                self.on_wish(id, Some((&entry.value, entry.mod_revision)), state).await;
+                self.on_wish(id, Some((&entry.value, entry.mod_revision)), state)
+                    .await;
             }
         }
-        let gone: Vec<_> = state.wished.iter().filter(|id| !listed.contains(id)).copied().collect();
+        let gone: Vec<_> = state
+            .wished
+            .iter()
+            .filter(|id| !listed.contains(id))
+            .copied()
+            .collect();
         for id in gone {
             self.on_wish(id, None, state).await;
         }

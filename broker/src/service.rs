@@ -170,7 +170,10 @@ impl BrokerService for Control {
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
         let draining = request.get_ref().draining;
-        let updated = self.registration.update(|record| record.draining = draining).await;
+        let updated = self
+            .registration
+            .update(|record| record.draining = draining)
+            .await;
         updated.map_err(|error| {
             let what = format!("{} cannot say that it is drained: {error}", self.me);
             Failure::new(ErrorCode::Unavailable, what)

@@ -122,7 +122,9 @@ impl Records {
             for (at, (seen, ..)) in left.iter().zip(&these) {
                 let found = read.next().flatten();
                 let unchanged = unchanged((seen, &found));
-                let Some(slot) = outcome.get_mut(*at) else { continue };
+                let Some(slot) = outcome.get_mut(*at) else {
+                    continue;
+                };
                 if reply.succeeded {
                     *slot = Some(Applied::Done(reply.revision.0));
                 } else if !alive {
@@ -137,7 +139,10 @@ impl Records {
     /// Stores records, each in place of the one that its change has seen; returns once the outcome of
     /// all is known, in their order. At most [`BATCH_MAX`].
     pub async fn change(&self, changes: &[Change], clock: &dyn Clock) -> Vec<Stored> {
-        let pairs: Vec<_> = changes.iter().map(|change| (change.seen, &*change.next)).collect();
+        let pairs: Vec<_> = changes
+            .iter()
+            .map(|change| (change.seen, &*change.next))
+            .collect();
         match self.apply(&pairs).await {
             Ok(applied) => (pairs.iter().zip(applied))
                 .map(|((_, next), applied)| match applied {
@@ -212,7 +217,11 @@ impl Records {
         wanted: &[(PartitionId, u64)],
     ) -> Result<Vec<Result<Option<Granted>, String>>, String> {
         let keys: Vec<_> = wanted.iter().map(|(id, _)| keys::partition(*id)).collect();
-        let (entries, _) = self.store.get_many(&keys).await.map_err(|error| error.to_string())?;
+        let (entries, _) = self
+            .store
+            .get_many(&keys)
+            .await
+            .map_err(|error| error.to_string())?;
         let found: Vec<_> = entries
             .into_iter()
             .map(|entry| {
@@ -223,13 +232,18 @@ impl Records {
                 entry.map(read).transpose()
             })
             .collect();
-        let topics = found.iter().filter_map(|one: &Result<Option<(Partition, u64)>, String>| {
-            Some(one.as_ref().ok()?.as_ref()?.0.topic)
-        });
+        let topics = found
+            .iter()
+            .filter_map(|one: &Result<Option<(Partition, u64)>, String>| {
+                Some(one.as_ref().ok()?.as_ref()?.0.topic)
+            });
         let topics = self.topics(topics.collect()).await?;
         let candidates = found.into_iter().zip(wanted).map(|(one, (id, nonce))| {
-            let Some((record, seen)) = one? else { return Ok(None) };
-            let Some((topic, topic_revision)) = topics.get(&record.topic).cloned().transpose()?.flatten() else {
+            let Some((record, seen)) = one? else {
+                return Ok(None);
+            };
+            let Some((topic, topic_revision)) = topics.get(&record.topic).cloned().transpose()?.flatten()
+            else {
                 return Ok(None);
             };
             match record.grant(self.me, self.session, *nonce) {
@@ -266,7 +280,11 @@ impl Records {
             let Ok(Some(granted)) = one else { continue };
             match applied.as_mut().map(Iterator::next) {
                 Ok(Some(Applied::Done(revision))) => granted.revision = revision,
-                Ok(_) => *one = Err(format!("{id} was changed by somebody else, or this session is gone")),
+                Ok(_) => {
+                    *one = Err(format!(
+                        "{id} was changed by somebody else, or this session is gone"
+                    ))
+                }
                 Err(error) => *one = Err(error.clone()),
             }
         }
@@ -274,10 +292,17 @@ impl Records {
     }
 
     /// Configurations of topics and when they were changed, none where a topic is gone.
-    async fn topics(&self, ids: BTreeSet<Uuid>) -> Result<BTreeMap<Uuid, Result<Option<(TopicConfig, Revision)>, String>>, String> {
+    async fn topics(
+        &self,
+        ids: BTreeSet<Uuid>,
+    ) -> Result<BTreeMap<Uuid, Result<Option<(TopicConfig, Revision)>, String>>, String> {
         let ids: Vec<_> = ids.into_iter().collect();
         let keys: Vec<_> = ids.iter().map(|id| keys::topic(*id)).collect();
-        let (entries, _) = self.store.get_many(&keys).await.map_err(|error| error.to_string())?;
+        let (entries, _) = self
+            .store
+            .get_many(&keys)
+            .await
+            .map_err(|error| error.to_string())?;
         let read = |entry: Entry| {
             let topic: TopicRecord = record::decode(&entry.value).map_err(|error| error.to_string())?;
             if topic.deleted {
@@ -332,8 +357,12 @@ mod tests {
             id: 1,
             ..BrokerRecord::default()
         };
-        let session = register_broker(Arc::clone(&store), &record, Duration::from_secs(30)).await.unwrap();
-        let topic = topics::create(store.as_ref(), &OsRandom, "t", 5, BTreeMap::new()).await.unwrap();
+        let session = register_broker(Arc::clone(&store), &record, Duration::from_secs(30))
+            .await
+            .unwrap();
+        let topic = topics::create(store.as_ref(), &OsRandom, "t", 5, BTreeMap::new())
+            .await
+            .unwrap();
         let records = Records {
             store,
             me: BrokerId(1),
@@ -396,7 +425,10 @@ mod tests {
         };
         let put = Txn::new().then(Op::put(keys::partition(other.id), other.encode()));
         world.records.store.txn(put).await.unwrap();
-        let stored = world.records.change(&World::changes(&granted, 5), &SystemClock::new()).await;
+        let stored = world
+            .records
+            .change(&World::changes(&granted, 5), &SystemClock::new())
+            .await;
         assert_eq!(stored.len(), 5);
         for (at, outcome) in stored.iter().enumerate() {
             match outcome {
@@ -412,7 +444,10 @@ mod tests {
         let world = world().await;
         let granted = world.granted().await;
         world.session.close().await.unwrap();
-        let stored = world.records.change(&World::changes(&granted, 5), &SystemClock::new()).await;
+        let stored = world
+            .records
+            .change(&World::changes(&granted, 5), &SystemClock::new())
+            .await;
         assert_eq!(stored.len(), 5);
         assert!(stored.iter().all(|one| matches!(one, Stored::Gone)), "{stored:?}");
         let wanted: Vec<_> = world.partitions.iter().map(|id| (*id, id.0)).collect();

@@ -124,7 +124,9 @@ impl Admin for AdminHandler {
     ) -> Result<Response<DrainBrokerResponse>, Status> {
         let call = self.core.begin("drain_broker")?;
         let DrainBrokerRequest { broker, undo } = request.into_inner();
-        self.drain(broker, !undo).await.map_err(|failure| call.failed(failure))?;
+        self.drain(broker, !undo)
+            .await
+            .map_err(|failure| call.failed(failure))?;
         tracing::info!(broker, draining = !undo, "broker is told whether it is drained");
         Ok(Response::new(DrainBrokerResponse {}))
     }

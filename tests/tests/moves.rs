@@ -65,7 +65,10 @@ fn command(cluster: &Cluster, arguments: &[&str]) -> String {
 }
 
 /// Writers without idempotence: for them every doubt is an error that they see.
-fn write(client: &Client, stop: &Arc<AtomicBool>) -> Vec<tokio::task::JoinHandle<anyhow::Result<load::Sent>>> {
+fn write(
+    client: &Client,
+    stop: &Arc<AtomicBool>,
+) -> Vec<tokio::task::JoinHandle<anyhow::Result<load::Sent>>> {
     (0..2)
         .map(|writer| {
             let config = ProducerConfig {
@@ -73,7 +76,14 @@ fn write(client: &Client, stop: &Arc<AtomicBool>) -> Vec<tokio::task::JoinHandle
                 ..ProducerConfig::default()
             };
             let (client, stop) = (client.clone(), Arc::clone(stop));
-            tokio::spawn(load::write_as(client, TOPIC.to_owned(), PARTITIONS, writer, config, stop))
+            tokio::spawn(load::write_as(
+                client,
+                TOPIC.to_owned(),
+                PARTITIONS,
+                writer,
+                config,
+                stop,
+            ))
         })
         .collect()
 }
@@ -82,7 +92,11 @@ fn write(client: &Client, stop: &Arc<AtomicBool>) -> Vec<tokio::task::JoinHandle
 async fn drained_joining_and_restarted_brokers_are_not_noticed_by_writers() {
     let mut cluster = Cluster::start(binary(), 3, 2).unwrap();
     let client = cluster.client().await.unwrap();
-    client.admin().create_topic(TOPIC, PARTITIONS, BTreeMap::new()).await.unwrap();
+    client
+        .admin()
+        .create_topic(TOPIC, PARTITIONS, BTreeMap::new())
+        .await
+        .unwrap();
     shows(&client, "both brokers have partitions", |found| {
         has(found, 1, |count| count == PARTITIONS / 2) && has(found, 2, |count| count == PARTITIONS / 2)
     })
@@ -91,22 +105,40 @@ async fn drained_joining_and_restarted_brokers_are_not_noticed_by_writers() {
     let writers = write(&client, &stop);
     let said = command(&cluster, &["broker", "drain", "1", "--wait"]);
     assert_eq!(said, "broker 1 has no partitions left\n");
-    let found = shows(&client, "all at broker 2", |found| has(found, 2, |count| count == PARTITIONS)).await;
+    let found = shows(&client, "all at broker 2", |found| {
+        has(found, 2, |count| count == PARTITIONS)
+    })
+    .await;
     let last = found.moves.last().unwrap();
-    assert_eq!((last.from, last.to, last.why.as_str()), (1, 2, "broker 1 is drained"));
+    assert_eq!(
+        (last.from, last.to, last.why.as_str()),
+        (1, 2, "broker 1 is drained")
+    );
     let drained = found.moves.iter().map(|one| one.partitions).sum::<u32>();
     assert_eq!(drained, PARTITIONS / 2, "{:?}", found.moves);
     let text = command(&cluster, &["cluster", "status"]);
-    assert!(text.contains("DRAINING") && text.contains("broker 1 is drained"), "{text}");
+    assert!(
+        text.contains("DRAINING") && text.contains("broker 1 is drained"),
+        "{text}"
+    );
     // Started again it is another session, is not drained, and gets its part by load.
     cluster.brokers[0].stop().unwrap();
     cluster.brokers[0].restart().unwrap();
-    shows(&client, "broker 1 has its part again", |found| has(found, 1, |count| count >= PARTITIONS / 3)).await;
+    shows(&client, "broker 1 has its part again", |found| {
+        has(found, 1, |count| count >= PARTITIONS / 3)
+    })
+    .await;
     // Without a drain of its own, a broker that is told to stop hands over by itself.
     cluster.brokers[1].stop().unwrap();
-    shows(&client, "all at broker 1", |found| has(found, 1, |count| count == PARTITIONS)).await;
+    shows(&client, "all at broker 1", |found| {
+        has(found, 1, |count| count == PARTITIONS)
+    })
+    .await;
     cluster.brokers[1].restart().unwrap();
-    shows(&client, "broker 2 has its part again", |found| has(found, 2, |count| count >= PARTITIONS / 3)).await;
+    shows(&client, "broker 2 has its part again", |found| {
+        has(found, 2, |count| count >= PARTITIONS / 3)
+    })
+    .await;
     stop.store(true, Ordering::Relaxed);
     let mut sent = Vec::new();
     for writer in writers {
@@ -115,7 +147,11 @@ async fn drained_joining_and_restarted_brokers_are_not_noticed_by_writers() {
     let found = load::read(&client, TOPIC, PARTITIONS).await.unwrap();
     let verdict = load::compare(&sent, &found);
     for one in &sent {
-        assert_eq!((&one.failed, &one.unknown), (&Vec::new(), &Vec::new()), "{verdict:?}");
+        assert_eq!(
+            (&one.failed, &one.unknown),
+            (&Vec::new(), &Vec::new()),
+            "{verdict:?}"
+        );
     }
     assert_eq!((verdict.lost, verdict.doubled), (0, 0), "{verdict:?}");
     assert!(verdict.acknowledged > 500, "{verdict:?}");
@@ -125,7 +161,11 @@ async fn drained_joining_and_restarted_brokers_are_not_noticed_by_writers() {
 async fn with_one_of_three_storage_nodes_producers_are_refused_in_time_and_go_on_when_nodes_return() {
     let mut cluster = Cluster::start(binary(), 3, 1).unwrap();
     let client = cluster.client().await.unwrap();
-    client.admin().create_topic(TOPIC, 1, BTreeMap::new()).await.unwrap();
+    client
+        .admin()
+        .create_topic(TOPIC, 1, BTreeMap::new())
+        .await
+        .unwrap();
     let config = ProducerConfig {
         delivery_timeout: Duration::from_secs(3),
         request_timeout: Duration::from_secs(2),
@@ -145,7 +185,11 @@ async fn with_one_of_three_storage_nodes_producers_are_refused_in_time_and_go_on
     for _ in 0..3 {
         let begun = Instant::now();
         let refused = send("meanwhile").await.unwrap_err();
-        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}: {refused}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(8),
+            "{:?}: {refused}",
+            begun.elapsed()
+        );
         let retriable = match &refused {
             DeliveryError::OutcomeUnknown { .. } | DeliveryError::TimedOut { .. } => true,
             DeliveryError::Refused { refusal, .. } => refusal.code == ErrorCode::NotEnoughReplicas,

@@ -47,12 +47,14 @@ impl Cluster {
         rebalance: bool,
     ) -> anyhow::Result<Self> {
         let (etcd, etcd_endpoint) = start_etcd(etcd, folder)?;
-        let launch = |role, name: &str, settings: &str| {
-            launch(forebay, folder, &etcd_endpoint, role, name, settings)
-        };
+        let launch =
+            |role, name: &str, settings: &str| launch(forebay, folder, &etcd_endpoint, role, name, settings);
         let mut started = BTreeMap::new();
         for id in 1..=nodes {
-            started.insert(id, launch("storage", &format!("storage-{id}"), &storage(folder, id))?.0);
+            started.insert(
+                id,
+                launch("storage", &format!("storage-{id}"), &storage(folder, id))?.0,
+            );
         }
         let controller = launch(
             "controller",
@@ -98,7 +100,10 @@ impl Cluster {
         let deadline = Instant::now() + SEEN_MAX;
         loop {
             let connected = self.broker_metric("forebay_broker_nodes_connected")?;
-            if connected.values().all(|count| *count as usize == self.nodes.len()) {
+            if connected
+                .values()
+                .all(|count| *count as usize == self.nodes.len())
+            {
                 return Ok(());
             }
             ensure!(
@@ -111,7 +116,15 @@ impl Cluster {
     }
 
     fn launch(&self, role: &'static str, name: &str, settings: &str) -> anyhow::Result<Member> {
-        Ok(launch(&self.forebay, &self.folder, &self.etcd_endpoint, role, name, settings)?.0)
+        Ok(launch(
+            &self.forebay,
+            &self.folder,
+            &self.etcd_endpoint,
+            role,
+            name,
+            settings,
+        )?
+        .0)
     }
 
     /// A metric of every broker.
@@ -194,7 +207,10 @@ fn metric_of(members: &BTreeMap<u32, Member>, name: &str) -> anyhow::Result<BTre
         .map(|(id, member)| {
             let address = member.metrics.context("no metrics")?;
             let value = scrape::sum(&scrape::metrics(address)?, name);
-            Ok((*id, value.with_context(|| format!("{address} has no metric {name}"))?))
+            Ok((
+                *id,
+                value.with_context(|| format!("{address} has no metric {name}"))?,
+            ))
         })
         .collect()
 }

@@ -109,7 +109,9 @@ impl Load {
 /// When each partition first acknowledged a record that was handed over after `since`.
 pub fn first_acknowledged(samples: &[Sample], since: Instant) -> BTreeMap<u32, Instant> {
     let mut first = BTreeMap::new();
-    let later = samples.iter().filter(|one| one.acknowledged && one.began >= since);
+    let later = samples
+        .iter()
+        .filter(|one| one.acknowledged && one.began >= since);
     for sample in later {
         let at = first.entry(sample.partition).or_insert(sample.ended);
         *at = sample.ended.min(*at);

@@ -162,7 +162,14 @@ impl Failover {
     }
 
     fn start(&self, folder: &Path, brokers: u32, rebalance: bool) -> anyhow::Result<Cluster> {
-        Cluster::start(&self.forebay, &self.etcd, folder, STORAGE_NODES, brokers, rebalance)
+        Cluster::start(
+            &self.forebay,
+            &self.etcd,
+            folder,
+            STORAGE_NODES,
+            brokers,
+            rebalance,
+        )
     }
 
     /// Each round a new broker is started, and the one that owns everything is killed.
@@ -244,9 +251,7 @@ impl Failover {
             load.take()?;
             std::thread::sleep(CALM / 4);
             let mut log = cluster.broker_log(1)?;
-            let lost: Vec<_> = (0..count)
-                .map(|one| (round + one) % STORAGE_NODES + 1)
-                .collect();
+            let lost: Vec<_> = (0..count).map(|one| (round + one) % STORAGE_NODES + 1).collect();
             let mut killed = Instant::now();
             for node in &lost {
                 killed = kill(cluster.nodes.remove(node).context("no node")?)?;
@@ -261,7 +266,10 @@ impl Failover {
             detection.push(noticed);
             gaps.push(gap);
             beyond.push((gap - noticed).max(0.0));
-            eprintln!("{what}, round {}: known after {noticed:.0} ms, gap {gap:.0} ms", round + 1);
+            eprintln!(
+                "{what}, round {}: known after {noticed:.0} ms, gap {gap:.0} ms",
+                round + 1
+            );
             for node in lost {
                 cluster.add_node(node)?;
             }
@@ -333,7 +341,10 @@ impl Failover {
                 samples.extend(load.await_all(Instant::now(), RECOVERED_MAX)?);
                 restarts += 1;
                 let errors = samples.iter().filter(|sample| !sample.acknowledged).count();
-                eprintln!("restart {restarts}: {} records so far, {errors} errors", samples.len());
+                eprintln!(
+                    "restart {restarts}: {} records so far, {errors} errors",
+                    samples.len()
+                );
             }
         }
         samples.extend(load.stop()?);
@@ -367,7 +378,10 @@ fn latencies(samples: &[Sample]) -> Vec<f64> {
 fn largest_gap(samples: &[Sample]) -> f64 {
     let mut by_partition = std::collections::BTreeMap::<u32, Vec<Instant>>::new();
     for sample in samples.iter().filter(|sample| sample.acknowledged) {
-        by_partition.entry(sample.partition).or_default().push(sample.ended);
+        by_partition
+            .entry(sample.partition)
+            .or_default()
+            .push(sample.ended);
     }
     let mut largest = 0.0_f64;
     for times in by_partition.values_mut() {
@@ -383,7 +397,10 @@ fn largest_gap(samples: &[Sample]) -> f64 {
 
 impl Takeover {
     fn print(&self) {
-        println!("owner of {} partitions killed, {} times", self.partitions, self.rounds);
+        println!(
+            "owner of {} partitions killed, {} times",
+            self.partitions, self.rounds
+        );
         println!("  detection              {} ms", self.detection);
         println!("  first acknowledgement  {} ms after it", self.first);
         println!("  all partitions         {} ms after it", self.all);
@@ -412,6 +429,9 @@ impl Restart {
         println!("  records                {}", self.records);
         println!("  errors seen by clients {}", self.errors);
         println!("  p99 in calm times      {:.1} ms", self.calm_p99);
-        println!("  p50, p99, most         {:.1}, {:.1}, {:.1} ms", self.p50, self.p99, self.max);
+        println!(
+            "  p50, p99, most         {:.1}, {:.1}, {:.1} ms",
+            self.p50, self.p99, self.max
+        );
     }
 }

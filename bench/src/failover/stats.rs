@@ -38,11 +38,7 @@ impl Spread {
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "median {:.0}, {:.0} to {:.0}",
-            self.median, self.min, self.max
-        )
+        write!(f, "median {:.0}, {:.0} to {:.0}", self.median, self.min, self.max)
     }
 }
 

@@ -70,13 +70,18 @@ async fn drain(args: &DrainArgs, admin: &Admin) -> anyhow::Result<()> {
     }
     let begun = Instant::now();
     loop {
-        let cluster = admin.describe_cluster().await.context("cannot describe the cluster")?;
+        let cluster = admin
+            .describe_cluster()
+            .await
+            .context("cannot describe the cluster")?;
         let Some(broker) = cluster.brokers.iter().find(|broker| broker.id == id) else {
             println!("broker {id} has ended");
             return Ok(());
         };
         if !broker.draining {
-            bail!("broker {id} is not drained any more: it was started again, or somebody ended the draining");
+            bail!(
+                "broker {id} is not drained any more: it was started again, or somebody ended the draining"
+            );
         }
         let left = broker.summary.as_ref().map(|summary| summary.partitions);
         if left == Some(0) {
@@ -87,7 +92,10 @@ async fn drain(args: &DrainArgs, admin: &Admin) -> anyhow::Result<()> {
             bail!("broker {id} cannot be emptied: there is no other broker that is not drained");
         }
         if begun.elapsed() >= args.timeout.get() {
-            let left = left.map_or_else(|| "an unknown number of partitions".to_owned(), |left| counted(left.into(), "partition"));
+            let left = left.map_or_else(
+                || "an unknown number of partitions".to_owned(),
+                |left| counted(left.into(), "partition"),
+            );
             bail!("broker {id} still has {left} after {}", args.timeout);
         }
         tokio::time::sleep(LOOK_EVERY).await;

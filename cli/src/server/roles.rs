@@ -469,7 +469,8 @@ fn balancing(control: &Control, rebalance: bool) -> Balancing {
             let request = tonic::Request::new(v1::DescribePartitionsRequest::default());
             let answer = broker.describe_partitions(request).await;
             let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
-            let weight = |one: v1::OwnedPartition| Some((PartitionId(one.partition_id), one.bytes_per_second?));
+            let weight =
+                |one: v1::OwnedPartition| Some((PartitionId(one.partition_id), one.bytes_per_second?));
             Ok(owned.into_iter().filter_map(weight).collect())
         };
         Box::pin(asking) as futures_util::future::BoxFuture<'static, _>

@@ -108,7 +108,9 @@ fn burdens(held: &[Held], targets: &BTreeSet<BrokerId>) -> BTreeMap<BrokerId, Bu
         }
     }
     for burden in burdens.values_mut() {
-        burden.movable.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+        burden
+            .movable
+            .sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
     }
     burdens
 }
@@ -160,7 +162,10 @@ fn balance(burdens: &mut BTreeMap<BrokerId, Burden>, limits: Limits) -> Vec<Move
     let total: f64 = burdens.values().map(|burden| burden.weight).sum();
     let mean = total / burdens.len().max(1) as f64;
     let part = |weight: f64| 100.0 * weight / total.max(f64::MIN_POSITIVE);
-    let before: BTreeMap<_, _> = burdens.iter().map(|(id, burden)| (*id, part(burden.weight))).collect();
+    let before: BTreeMap<_, _> = burdens
+        .iter()
+        .map(|(id, burden)| (*id, part(burden.weight)))
+        .collect();
     while plan.len() < limits.balance {
         let weights = || burdens.iter().map(|(id, burden)| (burden.weight, *id));
         let heaviest = weights().max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
@@ -168,13 +173,21 @@ fn balance(burdens: &mut BTreeMap<BrokerId, Burden>, limits: Limits) -> Vec<Move
         let (Some((most, from)), Some((least, to))) = (heaviest, lightest) else {
             break;
         };
-        let enough = if plan.is_empty() && !limits.resumes { BEGIN } else { END };
+        let enough = if plan.is_empty() && !limits.resumes {
+            BEGIN
+        } else {
+            END
+        };
         if most - least <= enough * mean {
             break;
         }
-        let Some(giver) = burdens.get_mut(&from) else { break };
+        let Some(giver) = burdens.get_mut(&from) else {
+            break;
+        };
         // The heaviest that does not turn the two around; a hair of room for sums of fractions.
-        let fits = giver.movable.partition_point(|(weight, _)| *weight <= (most - least) / 2.0 + 1e-9);
+        let fits = giver
+            .movable
+            .partition_point(|(weight, _)| *weight <= (most - least) / 2.0 + 1e-9);
         let Some(at) = fits.checked_sub(1) else { break };
         let (weight, partition) = giver.movable.remove(at);
         shift(burdens, weight, from, to);
@@ -186,7 +199,12 @@ fn balance(burdens: &mut BTreeMap<BrokerId, Burden>, limits: Limits) -> Vec<Move
             to.0,
             share(to)
         );
-        plan.push(Move { partition, from, to, why });
+        plan.push(Move {
+            partition,
+            from,
+            to,
+            why,
+        });
     }
     plan
 }
@@ -272,7 +290,11 @@ mod tests {
         assert!(settle(&mut loads, &[1, 2]) < 10);
         let bytes = |broker| {
             let at = |(id, _): &&(BrokerId, u64)| id.0 == broker;
-            loads.values().filter(at).map(|(_, bytes)| bytes >> 20).sum::<u64>()
+            loads
+                .values()
+                .filter(at)
+                .map(|(_, bytes)| bytes >> 20)
+                .sum::<u64>()
         };
         assert!(bytes(2) >= 5, "{} and {}", bytes(1), bytes(2));
     }

@@ -295,7 +295,10 @@ impl Leader {
                 to: one.to,
                 // Whoever was to hand over still does, if it lives; the next step sees to that.
                 hands_over: view.wish(one.partition).map_or(SessionId(0), |wish| wish.from),
-                why: one.from.map(|from| format!("broker {} is gone", from.0)).unwrap_or_default(),
+                why: one
+                    .from
+                    .map(|from| format!("broker {} is gone", from.0))
+                    .unwrap_or_default(),
             })
             .collect();
         if plan.is_empty() && view.moving() > 0 {
@@ -328,7 +331,9 @@ impl Leader {
         }
         let more = lost || plan.len() > CHUNK * CHUNKS_PER_TICK || view.moving() > 0 && !plan.is_empty();
         view.dirty |= more;
-        let written = plan.get(..plan.len().min(CHUNK * CHUNKS_PER_TICK)).unwrap_or(plan);
+        let written = plan
+            .get(..plan.len().min(CHUNK * CHUNKS_PER_TICK))
+            .unwrap_or(plan);
         self.remember(written, progress).await?;
         Ok(more)
     }

@@ -38,9 +38,9 @@ use forebay_runtime::tasks::Tasks;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use balance::{Held, Limits, Move, plan_moves};
 pub use drain::{Ask, Holders};
 pub use health::{Illness, ProbeError};
-pub use balance::{Held, Limits, Move, plan_moves};
 pub use moves::{Balancing, Weigh};
 pub use place::{Placement, plan_placement};
 pub use probe::Probe;

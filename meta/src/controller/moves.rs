@@ -17,11 +17,11 @@ use forebay_runtime::clock::timeout;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
+use super::Stop;
 use super::balance::{Limits, plan_moves};
 use super::health::ProbeError;
 use super::leader::{Leader, Progress, Step};
 use super::view::View;
-use super::Stop;
 use crate::failure::{MetaFailure, decode};
 use crate::keys;
 use crate::record::encode;
@@ -42,9 +42,8 @@ const WEIGH_TIMEOUT: Duration = Duration::from_secs(3);
 const REMEMBERED: usize = 32;
 
 /// Asks the broker at a control address for the bytes a second of each partition it owns.
-pub type Weigh = Arc<
-    dyn Fn(String) -> BoxFuture<'static, Result<Vec<(PartitionId, u64)>, ProbeError>> + Send + Sync,
->;
+pub type Weigh =
+    Arc<dyn Fn(String) -> BoxFuture<'static, Result<Vec<(PartitionId, u64)>, ProbeError>> + Send + Sync>;
 
 /// How partitions are spread over brokers that live.
 #[derive(Clone)]
@@ -124,7 +123,11 @@ impl Leader {
         }
         let limits = Limits {
             drain: MOVING_MAX.saturating_sub(view.moving()),
-            balance: if balances { BALANCING_MAX.saturating_sub(view.moving()) } else { 0 },
+            balance: if balances {
+                BALANCING_MAX.saturating_sub(view.moving())
+            } else {
+                0
+            },
             resumes: progress.resumes,
         };
         // What is being drained need not rest.
@@ -151,34 +154,47 @@ impl Leader {
         let mut groups: BTreeMap<(u32, u32, &str), MoveRecord> = BTreeMap::new();
         for step in steps.iter().filter(|step| !step.why.is_empty()) {
             let from = step.from.map_or(0, BrokerId::get);
-            let group = groups.entry((from, step.to.0, &step.why)).or_insert_with(|| MoveRecord {
-                at_ms: self.clock.now_unix_ms(),
-                partitions: 0,
-                partition_id: step.partition.0,
-                from,
-                to: step.to.0,
-                why: step.why.clone(),
-            });
+            let group = groups
+                .entry((from, step.to.0, &step.why))
+                .or_insert_with(|| MoveRecord {
+                    at_ms: self.clock.now_unix_ms(),
+                    partitions: 0,
+                    partition_id: step.partition.0,
+                    from,
+                    to: step.to.0,
+                    why: step.why.clone(),
+                });
             group.partitions += 1;
         }
         if groups.is_empty() {
             return Ok(());
         }
         for one in groups.values() {
-            let MoveRecord { partitions, from, to, why, .. } = one;
+            let MoveRecord {
+                partitions,
+                from,
+                to,
+                why,
+                ..
+            } = one;
             tracing::info!(partitions, from, to, why, "moves partitions");
         }
         let moves = match progress.moves.take() {
             Some(moves) => moves,
             None => {
                 let (entry, _) = self.store.get(keys::MOVES).await.map_err(MetaFailure::from)?;
-                entry.as_ref().and_then(|entry| decode::<MovesRecord>(entry).ok()).unwrap_or_default()
+                entry
+                    .as_ref()
+                    .and_then(|entry| decode::<MovesRecord>(entry).ok())
+                    .unwrap_or_default()
             }
         };
         let mut moves = moves.moves;
         moves.extend(groups.into_values());
         let old = moves.len().saturating_sub(REMEMBERED);
-        let record = MovesRecord { moves: moves.split_off(old) };
+        let record = MovesRecord {
+            moves: moves.split_off(old),
+        };
         let txn = self.guarded().then(Op::put(keys::MOVES, encode(&record)));
         let reply = self.store.txn(txn).await.map_err(MetaFailure::from)?;
         if !reply.succeeded {

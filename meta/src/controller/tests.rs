@@ -331,7 +331,9 @@ async fn a_drained_broker_hands_over_in_bounded_steps_and_gets_nothing_new() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, drained).await.expect("all are handed over");
+    tokio::time::timeout(DEADLINE, drained)
+        .await
+        .expect("all are handed over");
     assert_eq!((load(&wishes(&world).await, 1), handed), (0, 150));
     topic(&world, "b", 10).await;
     placed(&controller, 310).await;
@@ -354,7 +356,9 @@ async fn a_broker_that_ends_while_it_is_drained_is_not_waited_for() {
     say_drained(&one, 1).await;
     let waits = async || {
         let (entries, _) = scan(&*world.store, keys::WISHES, 100_000).await.unwrap();
-        let wishes = entries.iter().map(|entry| decode::<PlacementRecord>(entry).unwrap());
+        let wishes = entries
+            .iter()
+            .map(|entry| decode::<PlacementRecord>(entry).unwrap());
         wishes.filter(|wish| wish.from_session != 0).count()
     };
     eventually("moves are under way", || async { waits().await == 10 }).await;

@@ -217,8 +217,15 @@ impl View {
         self.seen.insert(id);
         self.brokers_changed = true;
         let before = self.brokers.insert(id, broker);
-        if before.as_ref().is_some_and(|before| before.draining != record.draining) {
-            tracing::info!(broker = id.0, draining = record.draining, "broker is drained, or is not any more");
+        if before
+            .as_ref()
+            .is_some_and(|before| before.draining != record.draining)
+        {
+            tracing::info!(
+                broker = id.0,
+                draining = record.draining,
+                "broker is drained, or is not any more"
+            );
             self.dirty = true;
         }
         if before.is_none_or(|before| before.session != session) {

@@ -15,8 +15,8 @@ use forebay_proto::stored::{
     ClusterRecord, ControllerRecord, MovesRecord, NodeRecord, NodeState, ProxyRecord, TopicRecord,
 };
 use forebay_proto::v1::{
-    BrokerDescription, BrokerSummary, DescribeClusterResponse, DrainRequest, ErrorCode, MoveDescription, ProxyDescription, StorageNodeDescription,
-    StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
+    BrokerDescription, BrokerSummary, DescribeClusterResponse, DrainRequest, ErrorCode, MoveDescription,
+    ProxyDescription, StorageNodeDescription, StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
 };
 use forebay_record::{BrokerId, NodeId};
 use forebay_runtime::clock;

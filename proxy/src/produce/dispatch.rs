@@ -392,7 +392,10 @@ impl<R> Dispatch<R> {
             Gate::Open if lane.has_queued() => self.send(now, id),
             Gate::Route if lane.has_queued() => {
                 let topic = Arc::clone(&lane.topic);
-                let again = self.located_at.get(&topic).map(|at| at.saturating_add(LOCATE_EVERY));
+                let again = self
+                    .located_at
+                    .get(&topic)
+                    .map(|at| at.saturating_add(LOCATE_EVERY));
                 if let Some(until) = again.filter(|until| *until > now)
                     && !self.locating.contains_key(&topic)
                 {

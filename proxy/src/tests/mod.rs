@@ -32,8 +32,8 @@ use forebay_proto::v1::broker_server::Broker;
 use forebay_proto::v1::data_client::DataClient;
 use forebay_proto::v1::partition_produce::Data;
 use forebay_proto::v1::{
-    Acks, BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, DrainRequest, DrainResponse, ErrorCode,
-    InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse, PartitionLocation,
+    Acks, BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, DrainRequest, DrainResponse,
+    ErrorCode, InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse, PartitionLocation,
     PartitionProduce, PingRequest, PingResponse, ProduceRequest, ProduceResponse, SummarizeRequest,
 };
 use forebay_record::batch::{Builder, Codec, ProducerStamp, stamp_in_place};

@@ -30,10 +30,12 @@ const HEADERS_ANSWER: u32 = 1 << 20;
 /// Bytes that an answer gives to a takeover: a state, headers, and frames that were not decided.
 fn recovered_bytes(answer: &FromNode) -> u64 {
     let bytes = match answer {
-        FromNode::Headers { result: Ok(found), .. } => found.state.len() + found.headers.len(),
-        FromNode::Frames { result: Ok(frames), .. } => {
-            frames.iter().map(|frame| frame.header.frame_len()).sum()
-        }
+        FromNode::Headers {
+            result: Ok(found), ..
+        } => found.state.len() + found.headers.len(),
+        FromNode::Frames {
+            result: Ok(frames), ..
+        } => frames.iter().map(|frame| frame.header.frame_len()).sum(),
         _ => 0,
     };
     bytes as u64
