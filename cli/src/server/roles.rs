@@ -37,6 +37,8 @@ use super::running::Running;
 
 /// Life of a proxy's session without a sign of life.
 const PROXY_SESSION_TTL: Duration = Duration::from_secs(10);
+/// A broker that refuses a ping is asked once more after this long.
+const REFUSED_AGAIN: Duration = Duration::from_millis(50);
 
 /// Starts roles as a configuration file, the environment and flags say; their spans go to `tracer`.
 ///
@@ -427,19 +429,31 @@ async fn register_proxy(config: &Config, site: &Site) -> anyhow::Result<Session>
     Ok(session::register_proxy(Arc::clone(&site.store), &record, PROXY_SESSION_TTL).await?)
 }
 
+async fn ping(control: &Control, id: BrokerId, address: &str) -> Result<(), ProbeError> {
+    let broker = control.broker(address).map_err(|_| ProbeError::Refused)?;
+    match broker.ping(tonic::Request::new(v1::PingRequest {})).await {
+        // Another broker at the address: the one that was there before has ended.
+        Ok(answer) if answer.get_ref().broker != id.0 => Err(ProbeError::Refused),
+        Ok(_) => Ok(()),
+        Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
+        Err(_) => Err(ProbeError::Timeout),
+    }
+}
+
 fn start_controller(process: &Process, config: &Config, site: &Site, control: &Control) -> Controller {
     let (holders, balancing) = (holders(control), balancing(control, config.controller.rebalance));
-    let control = control.clone();
+    let (control, clock) = (control.clone(), Arc::clone(&process.clock));
     let probe: Probe = Arc::new(move |id, address| {
-        let control = control.clone();
+        let (control, clock) = (control.clone(), Arc::clone(&clock));
         Box::pin(async move {
-            let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
-            match broker.ping(tonic::Request::new(v1::PingRequest {})).await {
-                // Another broker at the address: the one that was there before has ended.
-                Ok(answer) if answer.get_ref().broker != id.0 => Err(ProbeError::Refused),
-                Ok(_) => Ok(()),
-                Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
-                Err(_) => Err(ProbeError::Timeout),
+            match ping(&control, id, &address).await {
+                // A connection that has just ended, or a full backlog, looks the same as a process
+                // that is gone: only the second time it is one.
+                Err(ProbeError::Refused) => {
+                    clock.sleep(REFUSED_AGAIN).await;
+                    ping(&control, id, &address).await
+                }
+                answered => answered,
             }
         })
     });
