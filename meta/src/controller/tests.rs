@@ -323,7 +323,7 @@ async fn a_drained_broker_hands_over_in_bounded_steps_and_gets_nothing_new() {
         while handed < 150 {
             let (entries, _) = scan(&*world.store, keys::WISHES, 100_000).await.unwrap();
             let moving = entries.iter().filter(|entry| {
-                let wish: PlacementRecord = decode(*entry).unwrap();
+                let wish: PlacementRecord = decode(entry).unwrap();
                 wish.from_session != 0
             });
             assert!(moving.count() <= 64);
