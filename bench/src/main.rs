@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use forebay_bench::budget::{Budget, Check, Trickle};
 use forebay_bench::disk_loop::{DiskLoop, Until};
+use forebay_bench::failover::Failover;
 use forebay_bench::ingest::Ingest;
 use forebay_bench::measure::{Counts, Measurement};
 use forebay_bench::pack::Load;
@@ -37,6 +38,8 @@ enum Verb {
     Produce(Produce),
     /// A cluster with small disks while far more than its disks passes.
     Budget(Budget),
+    /// What clients see while brokers and storage nodes are lost, drained and restarted.
+    Failover(Failover),
     /// A log file through `forebay ingest`, beside the bare loop, in turns.
     Ingest(Ingest),
     /// One thread that writes and flushes a recycled file.
@@ -110,6 +113,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Produce(produce) => produce.run(),
         Verb::Budget(budget) => budget.run(),
+        Verb::Failover(failover) => failover.run(),
         Verb::Ingest(ingest) => ingest.run(),
         Verb::DiskLoop(arguments) => disk_loop(&arguments),
         Verb::Pipe(arguments) => pipe(&arguments),

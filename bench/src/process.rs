@@ -190,6 +190,27 @@ impl Process {
         Ok((used, said.join("\n")))
     }
 
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// Where there is no such process.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        kill_process(id.context("no process id")?, signal)
+            .with_context(|| format!("{} takes no signal", self.name))
+    }
+
+    /// Ends the child at once, as the loss of its machine would, and waits for its end.
+    ///
+    /// # Errors
+    /// Where it has ended already.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.check()?;
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Asks the child to leave and waits for it; kills it where it takes too long.
     ///
     /// # Errors
@@ -197,8 +218,7 @@ impl Process {
     pub fn stop(mut self) -> anyhow::Result<()> {
         drop(self.input.take());
         if self.leave == Leave::Terminate && self.child.try_wait()?.is_none() {
-            let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
-            kill_process(id.context("no process id")?, Signal::TERM)?;
+            self.signal(Signal::TERM)?;
         }
         let deadline = Instant::now() + LEAVE_MAX;
         loop {

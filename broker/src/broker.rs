@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use forebay_meta::session::{self, Session, SessionError};
-use forebay_meta::store::{MetaStore, Revision, WatchError};
+use forebay_meta::store::{MetaStore, Revision, WatchError, scan};
 use forebay_meta::{keys, topics};
 use forebay_proto::data::endpoint::{Dialer, FrontProtocol, Listener, ReplicaProtocol};
 use forebay_proto::stored::BrokerRecord;
@@ -18,12 +18,14 @@ use forebay_runtime::trace::Tracer;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::assignments::Assignments;
+use crate::changes::Changes;
 use crate::config::BrokerConfig;
 use crate::front::Front;
 use crate::metrics::BrokerMetrics;
 use crate::nodes::Nodes;
 use crate::objects::Objects;
 use crate::owners::{Command, Driver, Settings};
+use crate::registration::Registration;
 use crate::service::Control;
 use crate::store::Records;
 
@@ -32,6 +34,12 @@ const MAILBOX: usize = 8_192;
 /// How often the session's floor is stored.
 const PROMISE_EVERY: Duration = Duration::from_secs(60);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How often a broker that hands over looks what is left.
+const LEFT_EVERY: Duration = Duration::from_millis(10);
+/// A broker that hands over waits so long for somebody to take the next partition.
+const STALLED_MAX: Duration = Duration::from_secs(3);
+/// Brokers that a cluster may have.
+const BROKERS_MAX: usize = 65_536;
 /// How often the metadata store is asked whether it answers.
 const PULSE: Duration = Duration::from_secs(3);
 
@@ -96,6 +104,7 @@ impl Broker {
             control_address: config.control_address.clone(),
             zone: config.zone.clone(),
             l0_floor: 0,
+            draining: false,
         };
         let session = session::register_broker(Arc::clone(&parts.store), &record, config.session_ttl).await?;
         tracing::info!(broker = %config.id, session = %session.id(), "broker session registered");
@@ -110,10 +119,19 @@ impl Broker {
             session: session.id(),
         };
         let (floor, published) = watch::channel(0);
+        let (changes, waiting) = mpsc::unbounded_channel();
+        let storing = Changes {
+            records: records.clone(),
+            clock: Arc::clone(&parts.clock),
+            waiting,
+            mailbox: mailbox.clone(),
+        };
+        work.spawn("changes", storing.run(work.token()));
         let driver = Driver::new(Settings {
             partition: config.partition.clone(),
             tail_cache_bytes: config.tail_cache_bytes,
             records: records.clone(),
+            changes,
             clock: Arc::clone(&parts.clock),
             nonce: parts.random.u64(),
             tasks: work.clone(),
@@ -207,11 +225,11 @@ impl Broker {
             }
         });
         let session = Arc::new(session);
+        let registration = Arc::new(Registration::new(Arc::clone(&session), record));
         work.spawn(
             "floor",
             promise(
-                Arc::clone(&session),
-                record,
+                Arc::clone(&registration),
                 published,
                 Arc::clone(&parts.clock),
                 work.token(),
@@ -235,6 +253,7 @@ impl Broker {
             me: config.id,
             session: session.id(),
             mailbox: mailbox.clone(),
+            registration,
             producer_ids: Arc::default(),
         };
         Ok(Self {
@@ -264,6 +283,55 @@ impl Broker {
         self.session.id()
     }
 
+    /// Has its partitions moved to other brokers, as far as there are any and a controller sees to it:
+    /// each is served all the time but for the moment of its own move. Returns when nothing is left,
+    /// when nobody takes anything for [`STALLED_MAX`], or at the deadline; [`Broker::shutdown`] does
+    /// the rest.
+    pub async fn hand_over(&self, clock: &dyn Clock, deadline: Duration) {
+        if let Err(error) = self.try_hand_over(clock, deadline).await {
+            tracing::warn!(broker = %self.id(), error, "partitions are not handed over");
+        }
+    }
+
+    async fn try_hand_over(&self, clock: &dyn Clock, deadline: Duration) -> Result<(), String> {
+        let store = &self.control.store;
+        let (brokers, _) = scan(store.as_ref(), keys::BROKERS, BROKERS_MAX)
+            .await
+            .map_err(|error| error.to_string())?;
+        let mine = keys::broker(self.id());
+        if self.owned().await? == 0 || brokers.iter().all(|entry| entry.key == mine) {
+            return Ok(());
+        }
+        let registration = &self.control.registration;
+        registration
+            .update(|record| record.draining = true)
+            .await
+            .map_err(|error| error.to_string())?;
+        let begun = clock.monotonic();
+        let (mut left, mut progress) = (self.owned().await?, begun);
+        while left > 0 {
+            clock.sleep(LEFT_EVERY).await;
+            let (now, owned) = (clock.monotonic(), self.owned().await?);
+            if owned < left {
+                progress = now;
+            }
+            left = owned;
+            if now.saturating_sub(progress) >= STALLED_MAX || now.saturating_sub(begun) >= deadline {
+                return Err(format!("{left} are left after {:?}", now.saturating_sub(begun)));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many partitions are owned here.
+    async fn owned(&self) -> Result<usize, String> {
+        let (reply, answer) = oneshot::channel();
+        let gone = |_| "the owners' task has ended".to_owned();
+        let asked = self.mailbox.send(Command::Summarize(reply)).await;
+        asked.map_err(|error| error.to_string())?;
+        Ok(answer.await.map_err(gone)?.partitions)
+    }
+
     /// Leaves in order: takes nothing new, commits and seals what it has, ends its session.
     pub async fn shutdown(self, clock: &dyn Clock, deadline: Duration) {
         self.intake.cancel();
@@ -286,8 +354,7 @@ impl Broker {
 /// Writes the session's promise into its record: no object with an older revision in its name will
 /// get its first reference from here. Garbage collection removes nothing newer.
 async fn promise(
-    session: Arc<Session>,
-    mut record: BrokerRecord,
+    registration: Arc<Registration>,
     mut floor: watch::Receiver<u64>,
     clock: Arc<dyn Clock>,
     stop: tokio_util::sync::CancellationToken,
@@ -297,8 +364,8 @@ async fn promise(
             () = stop.cancelled() => return,
             changed = floor.changed() => if changed.is_err() { return },
         }
-        record.l0_floor = *floor.borrow_and_update();
-        match session.update_broker(&record).await {
+        let newest = *floor.borrow_and_update();
+        match registration.update(|record| record.l0_floor = newest).await {
             Ok(()) => {}
             Err(SessionError::Over { .. }) => return,
             Err(error) => tracing::warn!(%error, "the session's floor was not stored; garbage waits"),

@@ -6,6 +6,7 @@
 
 mod assignments;
 mod broker;
+mod changes;
 mod config;
 mod front;
 mod metrics;
@@ -13,6 +14,7 @@ mod nodes;
 mod objects;
 mod owners;
 pub mod partition;
+mod registration;
 mod service;
 mod store;
 

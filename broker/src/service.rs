@@ -10,11 +10,12 @@ use forebay_proto::error::Failure;
 use forebay_proto::stored::BrokerRecord;
 use forebay_proto::v1::broker_server::Broker as BrokerService;
 use forebay_proto::v1::{self, ErrorCode};
-use forebay_record::{BrokerId, PartitionId, SessionId};
+use forebay_record::{BrokerId, Offset, PartitionId, SessionId};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
 use crate::owners::{Command, Summary};
+use crate::registration::Registration;
 
 /// Producer ids taken from the store at a time.
 const PRODUCER_IDS: u64 = 1_000;
@@ -28,6 +29,7 @@ pub struct Control {
     pub(crate) me: BrokerId,
     pub(crate) session: SessionId,
     pub(crate) mailbox: mpsc::Sender<Command>,
+    pub(crate) registration: Arc<Registration>,
     pub(crate) producer_ids: Arc<Mutex<Range<u64>>>,
 }
 
@@ -128,14 +130,13 @@ impl BrokerService for Control {
         let owned = answer.await.map_err(|_| self.gone())?;
         let partitions = owned
             .into_iter()
-            .filter_map(|one| {
-                Some(v1::OwnedPartition {
-                    partition_id: one.partition.0,
-                    epoch: one.epoch.0,
-                    log_start: one.log_start.0,
-                    high_watermark: one.high_watermark?.0,
-                    undecided_bytes: one.undecided_bytes,
-                })
+            .map(|one| v1::OwnedPartition {
+                partition_id: one.partition.0,
+                epoch: one.epoch.0,
+                log_start: one.log_start.0,
+                high_watermark: one.high_watermark.map(Offset::get),
+                undecided_bytes: one.undecided_bytes,
+                bytes_per_second: one.bytes_per_s,
             })
             .collect();
         Ok(Response::new(v1::DescribePartitionsResponse { partitions }))
@@ -169,6 +170,19 @@ impl BrokerService for Control {
             segments_lost: lost as u64,
             segments_on_last_copy: last_copy as u64,
         }))
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        let draining = request.get_ref().draining;
+        let updated = self
+            .registration
+            .update(|record| record.draining = draining)
+            .await;
+        updated.map_err(|error| {
+            let what = format!("{} cannot say that it is drained: {error}", self.me);
+            Failure::new(ErrorCode::Unavailable, what)
+        })?;
+        Ok(Response::new(v1::DrainResponse {}))
     }
 
     async fn init_producer(

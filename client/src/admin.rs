@@ -195,6 +195,25 @@ impl Admin {
         Ok(())
     }
 
+    /// Begins to empty a broker, or lets it have partitions again. Returns at once: the cluster's
+    /// description says what the broker still has. A broker that is started again is not drained.
+    ///
+    /// # Errors
+    /// Refused (there is no such broker), or the outcome is unknown.
+    pub async fn drain_broker(&self, broker: u32, draining: bool) -> Result<(), AdminError> {
+        let request = v1::DrainBrokerRequest {
+            broker,
+            undo: !draining,
+        };
+        self.link
+            .call(Repeat::Always, |channel| async move {
+                AdminClient::new(channel).drain_broker(request).await
+            })
+            .await
+            .map_err(AdminError::of_change)?;
+        Ok(())
+    }
+
     /// Brokers, storage nodes and proxies.
     ///
     /// # Errors

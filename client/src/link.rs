@@ -212,7 +212,8 @@ impl Link {
         let mut tried = Vec::new();
         for (place, (name, endpoint)) in named.iter().enumerate().cycle().skip(start).take(named.len()) {
             // The endpoint's own limit covers the socket; this one the exchange of settings too.
-            let reason = match timeout(self.endpoints.connect_timeout, self.endpoints.connect(endpoint)).await {
+            let reason = match timeout(self.endpoints.connect_timeout, self.endpoints.connect(endpoint)).await
+            {
                 Ok(Ok(channel)) => {
                     dial.next = place + 1;
                     dial.generation += 1;

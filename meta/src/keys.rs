@@ -11,6 +11,7 @@
 //! | `/b/<broker>`       | `BrokerRecord`    | that broker      | its session's lease               |
 //! | `/x/<proxy>`        | `ProxyRecord`     | that proxy       | its session's lease               |
 //! | `/controller`       | `ControllerRecord`| elected process  | its session's lease               |
+//! | `/moves`            | `MovesRecord`     | controller       | the cluster's                     |
 //! | `/id/<kind>`        | `CounterRecord`   | whoever counts   | the cluster's                     |
 //!
 //! Numbers are fixed-width hexadecimal, so that keys sort as their numbers do. Partition keys
@@ -23,6 +24,8 @@ use uuid::Uuid;
 pub const CLUSTER: &str = "/cluster";
 /// The controller's election.
 pub const CONTROLLER: &str = "/controller";
+/// What the controller has moved lately.
+pub const MOVES: &str = "/moves";
 /// Prefix of topics by id.
 pub const TOPICS: &str = "/t/";
 /// Prefix of topics by name.

@@ -16,8 +16,8 @@ use forebay_proto::v1::{
     AddPartitionsRequest, AddPartitionsResponse, AlterTopicConfigRequest, AlterTopicConfigResponse,
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeClusterRequest,
     DescribeClusterResponse, DescribeStorageNodeRequest, DescribeStorageNodeResponse, DescribeTopicRequest,
-    DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse, PartitionDescription,
-    SetStorageNodeStateRequest, TopicSummary,
+    DescribeTopicResponse, DrainBrokerRequest, DrainBrokerResponse, ListTopicsRequest, ListTopicsResponse,
+    PartitionDescription, SetStorageNodeStateRequest, TopicSummary,
 };
 use tonic::{Request, Response, Status};
 
@@ -118,6 +118,19 @@ impl Admin for AdminHandler {
         self.core.routes.forget(&name);
         tracing::info!(topic = name, "topic deleted");
         Ok(Response::new(DeleteTopicResponse {}))
+    }
+
+    async fn drain_broker(
+        &self,
+        request: Request<DrainBrokerRequest>,
+    ) -> Result<Response<DrainBrokerResponse>, Status> {
+        let call = self.core.begin("drain_broker")?;
+        let DrainBrokerRequest { broker, undo } = request.into_inner();
+        self.drain(broker, !undo)
+            .await
+            .map_err(|failure| call.failed(failure))?;
+        tracing::info!(broker, draining = !undo, "broker is told whether it is drained");
+        Ok(Response::new(DrainBrokerResponse {}))
     }
 
     async fn alter_topic_config(

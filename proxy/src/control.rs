@@ -13,9 +13,9 @@ use forebay_proto::v1::broker_server::Broker;
 use forebay_proto::v1::storage_node_client::StorageNodeClient;
 use forebay_proto::v1::storage_node_server::StorageNode;
 use forebay_proto::v1::{
-    BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, HoldsRequest, HoldsResponse,
-    InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse, PingRequest, PingResponse,
-    StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
+    BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, DrainRequest, DrainResponse,
+    HoldsRequest, HoldsResponse, InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse,
+    PingRequest, PingResponse, StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
 };
 use forebay_runtime::net::{Addr, Connector, for_grpc};
 use parking_lot::Mutex;
@@ -185,6 +185,10 @@ impl Broker for RemoteBroker {
 
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
         self.client().ping(request).await
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        self.client().drain(request).await
     }
 
     async fn describe_partitions(

@@ -42,6 +42,8 @@ pub(crate) struct NodeMetrics {
     pub reads: Counter,
     pub read_bytes: Counter,
     pub reads_overloaded: Counter,
+    /// Bytes that takeovers read.
+    pub recovery_bytes: Counter,
 }
 
 impl NodeMetrics {
@@ -96,6 +98,10 @@ impl NodeMetrics {
             ),
             reads: metrics.counter("reads", "Read requests answered"),
             read_bytes: metrics.counter("read_bytes", "Bytes of answers to read requests"),
+            recovery_bytes: metrics.counter(
+                "recovery_bytes",
+                "Bytes of answers to takeovers: states, batch headers, undecided frames",
+            ),
             reads_overloaded: metrics.counter("reads_overloaded", "Read requests refused for want of room"),
         }
     }

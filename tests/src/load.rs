@@ -38,7 +38,23 @@ pub async fn write(
     writer: u32,
     stop: Arc<AtomicBool>,
 ) -> anyhow::Result<Sent> {
-    let producer = client.producer(ProducerConfig::default()).await?;
+    let config = ProducerConfig::default();
+    write_as(client, topic, partitions, writer, config, stop).await
+}
+
+/// The same by a producer of one's own making.
+///
+/// # Errors
+/// As [`write`].
+pub async fn write_as(
+    client: Client,
+    topic: String,
+    partitions: u32,
+    writer: u32,
+    config: ProducerConfig,
+    stop: Arc<AtomicBool>,
+) -> anyhow::Result<Sent> {
+    let producer = client.producer(config).await?;
     let mut sent = Sent::default();
     let mut deliveries = std::collections::VecDeque::new();
     let mut number = 0_u64;

@@ -185,7 +185,10 @@ impl World {
 }
 
 async fn wish(store: &dyn MetaStore, partition: PartitionId, broker: u32) {
-    let wish = record::encode(&PlacementRecord { broker });
+    let wish = record::encode(&PlacementRecord {
+        broker,
+        from_session: 0,
+    });
     store
         .txn(Txn::new().then(Op::put(keys::wish(partition), wish)))
         .await

@@ -122,7 +122,8 @@ impl Deployment {
     }
 }
 
-fn start_etcd(etcd: &Path, folder: &Path) -> anyhow::Result<(Member, String)> {
+/// Starts etcd; also gives its endpoint.
+pub(crate) fn start_etcd(etcd: &Path, folder: &Path) -> anyhow::Result<(Member, String)> {
     let (client, peer) = (free_port()?, free_port()?);
     let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
     let mut command = Command::new(etcd);
@@ -158,7 +159,7 @@ fn start_etcd(etcd: &Path, folder: &Path) -> anyhow::Result<(Member, String)> {
 }
 
 /// Starts a process of the product and waits until it is ready; also gives its gRPC address.
-fn start(
+pub(crate) fn start(
     role: &'static str,
     name: &str,
     command: Command,

@@ -17,6 +17,7 @@ impl Driver {
             return;
         }
         self.census_at_ms = self.now_ms + EVERY_MS;
+        self.flows.tick(self.now_ms);
         let (mut recovering, mut thin, mut stuck) = (0_u64, 0_u64, 0_u64);
         let (mut undecided, mut waiting) = (0, 0);
         for owner in self.owners.values() {

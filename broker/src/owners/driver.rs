@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::calls::{Call, Calls, Sent};
 use super::fetches::{Fetches, Waiting};
+use super::flows::Flows;
 use super::message::{Command, Outbox};
 use super::offloads::Offloads;
 use super::repairs::Repairs;
@@ -31,7 +32,7 @@ use crate::metrics::{BrokerMetrics, Request};
 use crate::nodes::{NodeEvent, NodeSession};
 use crate::objects::Objects;
 use crate::partition::{Action, Config, Context, Found, NodeView, Nodes, Owner, Produce, Stored, Ticket};
-use crate::store::{Granted, Records};
+use crate::store::{Change, Granted, Records};
 
 /// Messages handled before frames are made.
 const BURST: usize = 512;
@@ -45,8 +46,10 @@ pub struct Settings {
     pub partition: Config,
     /// Bytes of recent batches kept for readers, over all partitions.
     pub tail_cache_bytes: u64,
-    /// Changes records.
+    /// Reads records; says who this broker is.
     pub records: Records,
+    /// Where changes of records are sent from.
+    pub changes: mpsc::UnboundedSender<(PartitionId, Change)>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// First of the nonces; random, so that no two sessions share one.
@@ -111,6 +114,7 @@ pub struct Driver {
     meta_answered_ms: u64,
     leaving: Option<oneshot::Sender<()>>,
     pub(super) topics: Topics,
+    pub(super) flows: Flows,
 }
 
 impl Driver {
@@ -141,6 +145,7 @@ impl Driver {
             meta_answered_ms: 0,
             leaving: None,
             topics: Topics::default(),
+            flows: Flows::default(),
         }
     }
 
@@ -255,7 +260,7 @@ impl Driver {
                 outbox.send(FromBroker::Plan { request, result });
             }
             Command::Node(event) => self.on_node(event),
-            Command::Granted(granted) => self.on_granted(*granted),
+            Command::Granted(granted) => granted.into_iter().for_each(|one| self.on_granted(one)),
             Command::Resign(partition) => {
                 self.with_owner(partition, |owner, ctx| owner.on_resign(ctx));
             }
@@ -401,6 +406,7 @@ impl Driver {
         }
         self.settings.metrics.produced_bytes.inc_by(batch.len() as u64);
         self.settings.metrics.produced_batches.inc();
+        self.flows.add(partition, batch.len());
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
         let silent = acks == forebay_proto::data::front::Acks::None;
@@ -519,16 +525,8 @@ impl Driver {
         let Some(seen) = self.owners.get(&partition).map(Owner::revision) else {
             return;
         };
-        let records = self.settings.records.clone();
-        let clock = Arc::clone(&self.settings.clock);
-        let mailbox = self.settings.mailbox.clone();
-        self.settings
-            .tasks
-            .spawn(format!("store {partition}"), async move {
-                let stored = records.change(seen, &next, clock.as_ref()).await;
-                // A closed mailbox means that nobody owns anything here any more.
-                let _ = mailbox.send(Command::Stored(partition, stored)).await;
-            });
+        // The other side ends with the broker.
+        let _ = self.settings.changes.send((partition, Change { seen, next }));
     }
 
     fn on_granted(&mut self, granted: Granted) {
@@ -546,6 +544,7 @@ impl Driver {
         }
         tracing::info!(%partition, epoch = %record.epoch, "takes partition");
         self.takes_over(partition);
+        self.flows.begin(partition, self.now_ms);
         let mut out = std::mem::take(&mut self.actions);
         self.nonce = self.nonce.wrapping_add(1);
         let mut ctx = Context {
@@ -578,6 +577,7 @@ impl Driver {
     fn on_released(&mut self, partition: PartitionId, why: &str) {
         tracing::info!(%partition, why, "releases partition");
         self.taking.remove(&partition);
+        self.flows.end(partition);
         self.settings.metrics.released.inc();
         if let Some(owner) = self.owners.remove(&partition) {
             self.cached_bytes -= owner.cache().bytes();
@@ -881,7 +881,7 @@ impl Driver {
         min == 0
     }
 
-    fn serve(&self, fetch: &Fetch, outbox: &Outbox, mut span: Span) {
+    fn serve(&mut self, fetch: &Fetch, outbox: &Outbox, mut span: Span) {
         let mut left = fetch.max_bytes as usize;
         let mut first = true;
         let mut partitions = Vec::with_capacity(fetch.partitions.len());
@@ -896,6 +896,7 @@ impl Driver {
                 first &= bytes == 0;
                 left = left.saturating_sub(bytes);
                 self.settings.metrics.fetched_bytes.inc_by(bytes as u64);
+                self.flows.add(one.partition, bytes);
             }
             if let Err(failure) = &fetched {
                 self.settings.metrics.failure(Request::Fetch, failure.code);

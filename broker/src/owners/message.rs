@@ -49,6 +49,8 @@ pub struct Owned {
     pub high_watermark: Option<Offset>,
     /// Bytes appended and not committed.
     pub undecided_bytes: u64,
+    /// That came and went lately, none where that is not known yet.
+    pub bytes_per_s: Option<u64>,
 }
 
 /// All that is owned here, in a few numbers.
@@ -134,8 +136,8 @@ pub enum Command {
     Disconnected(u64),
     /// A storage node's news.
     Node(NodeEvent),
-    /// A partition was granted to this session.
-    Granted(Box<Granted>),
+    /// Partitions were granted to this session.
+    Granted(Vec<Granted>),
     /// A partition should be given up in order.
     Resign(PartitionId),
     /// A record's change ended.

@@ -17,6 +17,7 @@ mod calls;
 mod census;
 mod driver;
 mod fetches;
+mod flows;
 mod message;
 mod offloads;
 mod positions;

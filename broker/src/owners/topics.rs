@@ -81,6 +81,7 @@ impl Driver {
             log_start: owner.record().log_start,
             high_watermark: owner.high_watermark(),
             undecided_bytes: owner.undecided_bytes(),
+            bytes_per_s: self.flows.rate(*id),
         };
         if partitions.is_empty() {
             return self.owners.iter().map(owned).collect();

@@ -4,6 +4,7 @@
 //! 130 for a stop before everything was done.
 //! Results go to standard output, everything else to standard error.
 
+mod broker;
 mod cluster;
 mod completion;
 mod config;
@@ -93,6 +94,9 @@ enum Command {
     /// List, empty and remove storage nodes
     #[command(subcommand)]
     Storage(storage::StorageCommand),
+    /// Empty a broker before it is stopped
+    #[command(subcommand)]
+    Broker(broker::BrokerCommand),
     /// Look at what a server is configured with, and at what can be configured
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -142,6 +146,7 @@ impl Cli {
             Command::Consume(args) => Box::pin(consume::run(args, &servers)).await,
             Command::Cluster(command) => Box::pin(command.run(&servers)).await,
             Command::Storage(command) => Box::pin(command.run(&servers)).await,
+            Command::Broker(command) => Box::pin(command.run(&servers)).await,
             Command::Config(command) => command.run(log_level),
             Command::Completion(args) => completion::run(args),
             Command::Version(args) => version::run(args),

@@ -69,6 +69,8 @@ pub struct Config {
     pub storage: StorageSection,
     /// The proxy role.
     pub proxy: ProxySection,
+    /// The controller role.
+    pub controller: ControllerSection,
     /// Where offloaded segments go.
     pub object_store: ObjectStoreConfig,
     /// What is kept of objects that were read.
@@ -213,6 +215,21 @@ impl Default for StorageSection {
             trim_grace: HumanDuration::secs(120),
             direct_io: true,
         }
+    }
+}
+
+/// The controller role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ControllerSection {
+    /// Moves partitions from brokers with much load to those with little. Without it, partitions only
+    /// leave brokers that are lost, drained or stopped.
+    pub rebalance: bool,
+}
+
+impl Default for ControllerSection {
+    fn default() -> Self {
+        Self { rebalance: true }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use forebay_broker::{Broker, BrokerConfig, Objects, Parts, partition};
 use forebay_meta::cluster::Cluster;
-use forebay_meta::controller::{Controller, Holders, Probe, ProbeError};
+use forebay_meta::controller::{Balancing, Controller, Holders, Probe, ProbeError};
 use forebay_meta::session::{self, Session};
 use forebay_meta::store::MetaStore;
 use forebay_proto::data::endpoint::Listener;
@@ -37,6 +37,8 @@ use super::running::Running;
 
 /// Life of a proxy's session without a sign of life.
 const PROXY_SESSION_TTL: Duration = Duration::from_secs(10);
+/// A broker that refuses a ping is asked once more after this long.
+const REFUSED_AGAIN: Duration = Duration::from_millis(50);
 
 /// Starts roles as a configuration file, the environment and flags say; their spans go to `tracer`.
 ///
@@ -117,7 +119,7 @@ pub(super) async fn start_with(
     } else {
         None
     };
-    let controller = has(Role::Controller).then(|| start_controller(&process, &site, &control));
+    let controller = has(Role::Controller).then(|| start_controller(&process, &config, &site, &control));
     if let (Some(controller), Some(objects)) = (&controller, &site.objects) {
         let options = garbage::options(config.object_store.gc_grace.get());
         let collector = Collector::new(
@@ -430,19 +432,31 @@ async fn register_proxy(config: &Config, site: &Site) -> anyhow::Result<Session>
     Ok(session::register_proxy(Arc::clone(&site.store), &record, PROXY_SESSION_TTL).await?)
 }
 
-fn start_controller(process: &Process, site: &Site, control: &Control) -> Controller {
-    let holders = holders(control);
-    let control = control.clone();
+async fn ping(control: &Control, id: BrokerId, address: &str) -> Result<(), ProbeError> {
+    let broker = control.broker(address).map_err(|_| ProbeError::Refused)?;
+    match broker.ping(tonic::Request::new(v1::PingRequest {})).await {
+        // Another broker at the address: the one that was there before has ended.
+        Ok(answer) if answer.get_ref().broker != id.0 => Err(ProbeError::Refused),
+        Ok(_) => Ok(()),
+        Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
+        Err(_) => Err(ProbeError::Timeout),
+    }
+}
+
+fn start_controller(process: &Process, config: &Config, site: &Site, control: &Control) -> Controller {
+    let (holders, balancing) = (holders(control), balancing(control, config.controller.rebalance));
+    let (control, clock) = (control.clone(), Arc::clone(&process.clock));
     let probe: Probe = Arc::new(move |id, address| {
-        let control = control.clone();
+        let (control, clock) = (control.clone(), Arc::clone(&clock));
         Box::pin(async move {
-            let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
-            match broker.ping(tonic::Request::new(v1::PingRequest {})).await {
-                // Another broker at the address: the one that was there before has ended.
-                Ok(answer) if answer.get_ref().broker != id.0 => Err(ProbeError::Refused),
-                Ok(_) => Ok(()),
-                Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
-                Err(_) => Err(ProbeError::Timeout),
+            match ping(&control, id, &address).await {
+                // A connection that has just ended, or a full backlog, looks the same as a process
+                // that is gone: only the second time it is one.
+                Err(ProbeError::Refused) => {
+                    clock.sleep(REFUSED_AGAIN).await;
+                    ping(&control, id, &address).await
+                }
+                answered => answered,
             }
         })
     });
@@ -453,12 +467,32 @@ fn start_controller(process: &Process, site: &Site, control: &Control) -> Contro
         Arc::clone(&process.random),
         probe,
         holders,
+        balancing,
         &process.tasks,
         &process.metrics,
     );
     // A candidate is as ready as the leader: either does all it is there for.
     process.readiness.component("controller").ready();
     controller
+}
+
+/// How the controller asks brokers how much their partitions have.
+fn balancing(control: &Control, rebalance: bool) -> Balancing {
+    let control = control.clone();
+    let weigh = Arc::new(move |address: String| {
+        let control = control.clone();
+        let asking = async move {
+            let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
+            let request = tonic::Request::new(v1::DescribePartitionsRequest::default());
+            let answer = broker.describe_partitions(request).await;
+            let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
+            let weight =
+                |one: v1::OwnedPartition| Some((PartitionId(one.partition_id), one.bytes_per_second?));
+            Ok(owned.into_iter().filter_map(weight).collect())
+        };
+        Box::pin(asking) as futures_util::future::BoxFuture<'static, _>
+    });
+    Balancing { weigh, rebalance }
 }
 
 /// How the controller asks brokers and storage nodes what they have left of deleted partitions.

@@ -63,6 +63,10 @@ impl Running {
     /// # Errors
     /// Where tasks are still running after their time, by name.
     pub async fn shutdown(self) -> anyhow::Result<()> {
+        // While everything still serves, and before a controller that may lead is gone.
+        if let Some(broker) = &self.broker {
+            broker.hand_over(self.clock.as_ref(), ROLE_DEADLINE).await;
+        }
         if let Some(controller) = self.controller {
             controller.shutdown().await;
         }

@@ -13,8 +13,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_proto::stored::PlacementRecord;
-use forebay_record::BrokerId;
+use forebay_proto::stored::{MovesRecord, PlacementRecord};
+use forebay_record::{BrokerId, PartitionId, SessionId};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::random::Random;
 use futures_util::StreamExt;
@@ -23,13 +23,14 @@ use futures_util::stream::{BoxStream, SelectAll};
 use tokio::sync::watch;
 
 use super::drain::{Asked, Holders};
-use super::place::{Placement, plan_placement};
+use super::moves::{Balancing, WEIGH_EVERY, Weights};
+use super::place::plan_placement;
 use super::probe::Sick;
 use super::status::{BrokerStatus, ControllerMetrics, Status};
 use super::sweep::Sweep;
 use super::view::{View, Wish};
 use super::{Patients, Stop};
-use crate::failure::{MetaFailure, decode};
+use crate::failure::MetaFailure;
 use crate::keys;
 use crate::record::encode;
 use crate::store::{
@@ -55,6 +56,7 @@ pub(super) struct Leader {
     pub(super) random: Arc<dyn Random>,
     pub(super) metrics: ControllerMetrics,
     pub(super) holders: Holders,
+    pub(super) balancing: Balancing,
     /// Create revision of `/controller`.
     pub(super) election: Revision,
     pub(super) patients: watch::Sender<Patients>,
@@ -64,13 +66,35 @@ pub(super) struct Leader {
 
 /// What is kept from one tick to the next.
 #[derive(Default)]
-struct Progress {
+pub(super) struct Progress {
     sweep: Sweep,
     /// When wishes of brokers never seen are up for replacement; unknown before the first broker.
     settles_at: Option<Duration>,
-    settled: bool,
+    pub(super) settled: bool,
+    /// When balance is looked at next.
+    pub(super) balance_at: Duration,
+    /// The last moves for balance were as many as might be: more are to follow.
+    pub(super) resumes: bool,
+    /// When brokers are asked next how much their partitions have.
+    weigh_at: Duration,
+    /// What was moved lately; none before it was read.
+    pub(super) moves: Option<MovesRecord>,
     failures: u32,
     last_failure: Option<String>,
+}
+
+/// A change of one wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) partition: PartitionId,
+    /// Where it was wished to be.
+    pub(super) from: Option<BrokerId>,
+    /// Where it is to be.
+    pub(super) to: BrokerId,
+    /// The session that hands it over first; zero where there is none to wait for.
+    pub(super) hands_over: SessionId,
+    /// For log and status; empty where nothing is moved.
+    pub(super) why: String,
 }
 
 type Watches = SelectAll<BoxStream<'static, Result<WatchBatch, WatchError>>>;
@@ -120,6 +144,8 @@ impl Leader {
         let mut more = false;
         let mut question: OptionFuture<BoxFuture<'static, Asked>> = None.into();
         let mut asking = false;
+        let mut weighing: OptionFuture<BoxFuture<'static, Weights>> = None.into();
+        let mut weighs = false;
         loop {
             tokio::select! {
                 // Cancel safety: a question that is dropped with this loop changes nothing.
@@ -128,6 +154,11 @@ impl Leader {
                     if let Err(stop) = self.on_asked(&mut view, asked).await {
                         self.failed(progress, stop)?;
                     }
+                }
+                // Cancel safety: as above.
+                Some(weights) = &mut weighing, if weighs => {
+                    weighs = false;
+                    weights.into_iter().for_each(|(id, bytes)| view.weigh(id, bytes));
                 }
                 batch = watches.next() => match batch {
                     Some(Ok(batch)) => self.on_events(&mut view, &batch.events)?,
@@ -152,6 +183,12 @@ impl Leader {
                     }
                     self.settle(&mut view, progress);
                 }
+            }
+            let now = self.clock.monotonic();
+            if !weighs && self.balancing.rebalance && now >= progress.weigh_at {
+                progress.weigh_at = now.saturating_add(WEIGH_EVERY);
+                weighing = Some(self.weigh(&view)).into();
+                weighs = true;
             }
             if !asking && let Some(next) = self.next_question(&view) {
                 question = Some(next).into();
@@ -215,17 +252,23 @@ impl Leader {
     }
 
     /// One step of everything; true where there is more to do at once.
-    async fn tick(&self, view: &mut View, progress: &Progress) -> Result<bool, Stop> {
+    async fn tick(&self, view: &mut View, progress: &mut Progress) -> Result<bool, Stop> {
         if std::mem::take(&mut view.brokers_changed) {
             self.patients.send_replace(view.patients());
         }
-        let more_wishes = view.dirty && self.place(view, progress.settled).await?;
+        let more_wishes = view.dirty && self.place(view, progress).await?;
+        let moves = self.plan_moves(view, progress);
+        if !moves.is_empty() {
+            self.carry_out(view, &moves, progress).await?;
+            let now = self.clock.monotonic();
+            moves.iter().for_each(|step| view.moved(step.partition, now));
+        }
         let more_removals = !view.removals.is_empty() && self.remove(view, CHUNKS_PER_TICK).await?;
         Ok(more_wishes || more_removals)
     }
 
     /// Brokers that have a session and do not count as dead.
-    fn live(&self, view: &View) -> BTreeSet<BrokerId> {
+    pub(super) fn live(&self, view: &View) -> BTreeSet<BrokerId> {
         let sick = self.sick.borrow();
         let well = |id: &BrokerId, session| sick.get(id).is_none_or(|(dead, _)| *dead != session);
         view.brokers()
@@ -235,9 +278,32 @@ impl Leader {
             .collect()
     }
 
-    async fn place(&self, view: &mut View, settled: bool) -> Result<bool, Stop> {
+    async fn place(&self, view: &mut View, progress: &mut Progress) -> Result<bool, Stop> {
         let live = self.live(view);
-        let plan = plan_placement(view.wanted(), &live, |broker| settled || view.has_seen(broker));
+        // Brokers that are drained get nothing, unless there is nobody else.
+        let drained = |id: &BrokerId| view.brokers().get(id).is_some_and(|broker| broker.draining);
+        let takers: BTreeSet<_> = live.iter().filter(|id| !drained(id)).copied().collect();
+        let takers = if takers.is_empty() { live.clone() } else { takers };
+        let settled = progress.settled;
+        let gone = |broker| !live.contains(&broker) && (settled || view.has_seen(broker));
+        let placed = plan_placement(view.wanted(), &takers, gone);
+        let mut plan: Vec<_> = placed
+            .into_iter()
+            .map(|one| Step {
+                partition: one.partition,
+                from: one.from,
+                to: one.to,
+                // Whoever was to hand over still does, if it lives; the next step sees to that.
+                hands_over: view.wish(one.partition).map_or(SessionId(0), |wish| wish.from),
+                why: one
+                    .from
+                    .map(|from| format!("broker {} is gone", from.0))
+                    .unwrap_or_default(),
+            })
+            .collect();
+        if plan.is_empty() && view.moving() > 0 {
+            plan = self.plan_unwaited(view);
+        }
         view.dirty = false;
         if !plan.is_empty() {
             let moved = plan.iter().filter(|step| step.from.is_some()).count();
@@ -248,6 +314,11 @@ impl Leader {
                 "placing partitions"
             );
         }
+        self.carry_out(view, &plan, progress).await
+    }
+
+    /// Writes the wishes of a plan, as many as one tick takes; true where some are left.
+    async fn carry_out(&self, view: &mut View, plan: &[Step], progress: &mut Progress) -> Result<bool, Stop> {
         let mut lost = false;
         for chunk in plan.chunks(CHUNK).take(CHUNKS_PER_TICK) {
             match self.wish(view, chunk).await {
@@ -258,17 +329,24 @@ impl Leader {
                 }
             }
         }
-        let more = lost || plan.len() > CHUNK * CHUNKS_PER_TICK;
+        let more = lost || plan.len() > CHUNK * CHUNKS_PER_TICK || view.moving() > 0 && !plan.is_empty();
         view.dirty |= more;
+        let written = plan
+            .get(..plan.len().min(CHUNK * CHUNKS_PER_TICK))
+            .unwrap_or(plan);
+        self.remember(written, progress).await?;
         Ok(more)
     }
 
     /// Writes the wishes of one chunk, all or none; false where one was not as the view has it.
-    async fn wish(&self, view: &mut View, chunk: &[Placement]) -> Result<bool, Stop> {
+    async fn wish(&self, view: &mut View, chunk: &[Step]) -> Result<bool, Stop> {
         let mut txn = self.guarded();
         for step in chunk {
             let key = keys::wish(step.partition);
-            let value = encode(&PlacementRecord { broker: step.to.0 });
+            let value = encode(&PlacementRecord {
+                broker: step.to.0,
+                from_session: step.hands_over.0,
+            });
             txn = txn
                 .when(Compare::ModRevision(
                     key.clone(),
@@ -294,6 +372,7 @@ impl Leader {
                     step.partition,
                     Wish {
                         broker: Some(step.to),
+                        from: step.hands_over,
                         revision: reply.revision,
                     },
                 );
@@ -310,7 +389,7 @@ impl Leader {
 
     /// Learns what became of a transaction of unknown outcome. If it is still on its way, the next
     /// one excludes it or is excluded by it, through the revisions that both compare.
-    async fn read_wishes(&self, view: &mut View, chunk: &[Placement]) -> Result<(), Stop> {
+    async fn read_wishes(&self, view: &mut View, chunk: &[Step]) -> Result<(), Stop> {
         let wish_keys: Vec<String> = chunk.iter().map(|step| keys::wish(step.partition)).collect();
         let (entries, revision) = self.store.get_many(&wish_keys).await.map_err(MetaFailure::from)?;
         take_wishes(view, chunk, entries.into_iter(), revision);
@@ -353,6 +432,7 @@ impl Leader {
                 session: broker.session,
                 control_address: broker.control_address.clone(),
                 illness: illness.map(|(_, illness)| *illness),
+                draining: broker.draining,
                 partitions,
             };
             status.brokers.insert(*id, broker);
@@ -370,24 +450,13 @@ impl Leader {
 
 fn take_wishes(
     view: &mut View,
-    chunk: &[Placement],
+    chunk: &[Step],
     entries: impl Iterator<Item = Option<Entry>>,
     revision: Revision,
 ) {
     for (step, entry) in chunk.iter().zip(entries) {
         match entry {
-            Some(entry) => {
-                let broker = decode::<PlacementRecord>(&entry)
-                    .ok()
-                    .map(|record| BrokerId(record.broker));
-                view.set_wish(
-                    step.partition,
-                    Wish {
-                        broker,
-                        revision: entry.mod_revision,
-                    },
-                );
-            }
+            Some(entry) => view.set_wish(step.partition, Wish::of(&entry)),
             None => view.clear_wish(step.partition, revision),
         }
     }

@@ -5,15 +5,19 @@
 //! 3. It writes wishes for partitions that have no live broker ([`plan_placement`]). Brokers follow
 //!    the wishes and take the partitions by a grant of their own: a wish is a hint, the grant is
 //!    what fences, so a mistaken or late wish costs time and never data.
-//! 4. It removes what belongs to deleted topics and to interrupted creations; records that prove to
+//! 4. It empties brokers that are drained and evens out loads by planned moves, in which the old
+//!    owner hands over before the next one takes its grant ([`plan_moves`]).
+//! 5. It removes what belongs to deleted topics and to interrupted creations; records that prove to
 //!    storage nodes what they may delete go last, once nobody has anything left.
 //!
 //! It keeps nothing: all it knows is in the metadata store.
 
+mod balance;
 mod drain;
 mod election;
 mod health;
 mod leader;
+mod moves;
 mod place;
 mod probe;
 mod remove;
@@ -34,8 +38,10 @@ use forebay_runtime::tasks::Tasks;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use balance::{Held, Limits, Move, plan_moves};
 pub use drain::{Ask, Holders};
 pub use health::{Illness, ProbeError};
+pub use moves::{Balancing, Weigh};
 pub use place::{Placement, plan_placement};
 pub use probe::Probe;
 pub use status::{BrokerStatus, Status};
@@ -104,6 +110,7 @@ impl Controller {
         random: Arc<dyn Random>,
         probe: Probe,
         holders: Holders,
+        balancing: Balancing,
         tasks: &Tasks,
         metrics: &Metrics,
     ) -> Self {
@@ -117,6 +124,7 @@ impl Controller {
             random,
             probe,
             holders,
+            balancing,
             metrics,
             status: sender,
         };
@@ -160,6 +168,7 @@ struct Candidate {
     random: Arc<dyn Random>,
     probe: Probe,
     holders: Holders,
+    balancing: Balancing,
     metrics: ControllerMetrics,
     status: watch::Sender<Status>,
 }
@@ -221,6 +230,7 @@ impl Candidate {
             random: Arc::clone(&self.random),
             metrics: self.metrics.clone(),
             holders: self.holders.clone(),
+            balancing: self.balancing.clone(),
             election,
             patients,
             sick,

@@ -43,6 +43,8 @@ pub struct BrokerStatus {
     pub control_address: String,
     /// Why it counts as dead, if it does.
     pub illness: Option<Illness>,
+    /// It is to be emptied.
+    pub draining: bool,
     /// Partitions that are wished to be there.
     pub partitions: usize,
 }

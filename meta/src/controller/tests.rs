@@ -87,9 +87,18 @@ fn controller_with(
         Arc::new(OsRandom),
         probe(ill),
         holders,
+        balancing(),
         &tasks,
         &Metrics::new(),
     )
+}
+
+/// Brokers of which no loads are known, and no moves for balance.
+fn balancing() -> Balancing {
+    Balancing {
+        weigh: Arc::new(|_| std::future::ready(Ok(Vec::new())).boxed()),
+        rebalance: false,
+    }
 }
 
 fn lead(world: &World, id: &str) -> Controller {
@@ -267,6 +276,95 @@ async fn a_broker_that_refuses_connections_loses_its_partitions_while_its_sessio
         shown(status, None) == Some(again.id())
     })
     .await;
+    controller.shutdown().await;
+}
+
+/// Takes the session out of every wish that names it, as its broker does once it has handed over.
+async fn hand_over(world: &World, session: SessionId) -> usize {
+    let (entries, _) = scan(&*world.store, keys::WISHES, 100_000).await.unwrap();
+    let mut handed = 0;
+    for entry in entries {
+        let wish: PlacementRecord = decode(&entry).unwrap();
+        if wish.from_session == session.0 {
+            let next = PlacementRecord {
+                from_session: 0,
+                ..wish
+            };
+            let txn = Txn::new()
+                .when(crate::store::Compare::unchanged(&entry))
+                .then(Op::put(entry.key.clone(), encode(&next)));
+            handed += usize::from(world.store.txn(txn).await.unwrap().succeeded);
+        }
+    }
+    handed
+}
+
+async fn say_drained(session: &Session, id: u32) {
+    let record = BrokerRecord {
+        id,
+        control_address: format!("b{id}:1"),
+        draining: true,
+        ..Default::default()
+    };
+    session.update_broker(&record).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drained_broker_hands_over_in_bounded_steps_and_gets_nothing_new() {
+    let world = World::new().await;
+    let (one, _two) = (broker(&world, 1).await, broker(&world, 2).await);
+    let controller = lead(&world, "c");
+    topic(&world, "a", 300).await;
+    placed(&controller, 300).await;
+    shows(&controller, "settled", |status| status.unplaced == 0).await;
+    say_drained(&one, 1).await;
+    let mut handed = 0;
+    let drained = async {
+        while handed < 150 {
+            let (entries, _) = scan(&*world.store, keys::WISHES, 100_000).await.unwrap();
+            let moving = entries.iter().filter(|entry| {
+                let wish: PlacementRecord = decode(entry).unwrap();
+                wish.from_session != 0
+            });
+            assert!(moving.count() <= 64);
+            handed += hand_over(&world, one.id()).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, drained)
+        .await
+        .expect("all are handed over");
+    assert_eq!((load(&wishes(&world).await, 1), handed), (0, 150));
+    topic(&world, "b", 10).await;
+    placed(&controller, 310).await;
+    assert_eq!(load(&wishes(&world).await, 1), 0);
+    let (entry, _) = world.store.get(keys::MOVES).await.unwrap();
+    let moves: forebay_proto::stored::MovesRecord = decode(&entry.unwrap()).unwrap();
+    let moved: u32 = moves.moves.iter().map(|one| one.partitions).sum();
+    assert!(moves.moves.len() <= 32 && moved == 150, "{moves:?}");
+    assert!(moves.moves.iter().all(|one| one.why == "broker 1 is drained"));
+    controller.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_ends_while_it_is_drained_is_not_waited_for() {
+    let world = World::new().await;
+    let (one, _two) = (broker(&world, 1).await, broker(&world, 2).await);
+    let controller = lead(&world, "c");
+    topic(&world, "a", 20).await;
+    placed(&controller, 20).await;
+    say_drained(&one, 1).await;
+    let waits = async || {
+        let (entries, _) = scan(&*world.store, keys::WISHES, 100_000).await.unwrap();
+        let wishes = entries
+            .iter()
+            .map(|entry| decode::<PlacementRecord>(entry).unwrap());
+        wishes.filter(|wish| wish.from_session != 0).count()
+    };
+    eventually("moves are under way", || async { waits().await == 10 }).await;
+    one.close().await.unwrap();
+    eventually("nobody waits", || async { waits().await == 0 }).await;
+    assert_eq!(load(&wishes(&world).await, 2), 20);
     controller.shutdown().await;
 }
 
@@ -706,7 +804,10 @@ fn a_view_of_100_000_partitions_is_planned_at_once() {
     let plan = plan_placement(view.wanted(), &live, |_| true);
     assert_eq!(plan.len(), 100_000);
     for step in &plan {
-        let wish = encode(&PlacementRecord { broker: step.to.0 });
+        let wish = encode(&PlacementRecord {
+            broker: step.to.0,
+            from_session: 0,
+        });
         put(&mut view, keys::wish(step.partition), wish);
     }
     assert_eq!(view.wanted_count(), 100_000);

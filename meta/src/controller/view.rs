@@ -8,11 +8,13 @@
 //! record does not stop the placement of all others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use forebay_proto::stored::{BrokerRecord, PlacementRecord, TopicRecord};
 use forebay_record::{BrokerId, PartitionId, SessionId};
 use uuid::Uuid;
 
+use super::balance::Held;
 use super::drain::Drain;
 use super::probe::Patients;
 use super::remove::Removal;
@@ -25,6 +27,8 @@ use crate::store::{Entry, MetaStore, Range, Revision, WatchEvent, WatchKind};
 pub(super) struct Broker {
     pub(super) session: SessionId,
     pub(super) control_address: String,
+    /// It is to be emptied.
+    pub(super) draining: bool,
 }
 
 /// Where a partition is wished to be.
@@ -32,8 +36,22 @@ pub(super) struct Broker {
 pub(super) struct Wish {
     /// None where the stored wish cannot be read.
     pub(super) broker: Option<BrokerId>,
+    /// The session that hands the partition over first; zero where there is none to wait for.
+    pub(super) from: SessionId,
     /// When it was last put.
     pub(super) revision: Revision,
+}
+
+impl Wish {
+    /// As stored; one that cannot be read names nobody.
+    pub(super) fn of(entry: &Entry) -> Self {
+        let record = readable::<PlacementRecord>(entry);
+        Self {
+            from: SessionId(record.as_ref().map_or(0, |record| record.from_session)),
+            broker: record.map(|record| BrokerId(record.broker)),
+            revision: entry.mod_revision,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -41,12 +59,21 @@ struct Slot {
     /// Belongs to a topic that is not deleted.
     wanted: bool,
     wish: Option<Wish>,
+    /// Bytes a second that come and go, as last told.
+    bytes_per_s: u64,
+    /// When it was last moved on purpose.
+    moved_at: Option<Duration>,
 }
 
 impl Slot {
     /// The broker whose load it counts for.
     fn counted(&self) -> Option<BrokerId> {
         self.wish.filter(|_| self.wanted).and_then(|wish| wish.broker)
+    }
+
+    /// A planned move of it is under way.
+    fn is_moving(&self) -> bool {
+        self.wanted && self.wish.is_some_and(|wish| wish.from != SessionId(0))
     }
 }
 
@@ -70,6 +97,8 @@ pub(super) struct View {
     /// Partitions that want a broker, and how many of them are wished to be at each.
     wanted: usize,
     load: BTreeMap<BrokerId, usize>,
+    /// Planned moves under way.
+    moving: usize,
     /// Sessions or addresses have changed since the prober was told.
     pub(super) brokers_changed: bool,
     /// Deleted topics with work left.
@@ -183,10 +212,22 @@ impl View {
         let broker = Broker {
             session,
             control_address: record.control_address,
+            draining: record.draining,
         };
         self.seen.insert(id);
         self.brokers_changed = true;
         let before = self.brokers.insert(id, broker);
+        if before
+            .as_ref()
+            .is_some_and(|before| before.draining != record.draining)
+        {
+            tracing::info!(
+                broker = id.0,
+                draining = record.draining,
+                "broker is drained, or is not any more"
+            );
+            self.dirty = true;
+        }
         if before.is_none_or(|before| before.session != session) {
             tracing::info!(broker = id.0, session = session.0, "broker session began");
             self.dirty = true;
@@ -197,9 +238,10 @@ impl View {
     fn change(&mut self, id: PartitionId, change: impl FnOnce(&mut Slot)) {
         let slot = self.partitions.entry(id).or_default();
         let before = slot.counted();
-        let wanted = slot.wanted;
+        let (wanted, moving) = (slot.wanted, slot.is_moving());
         change(slot);
         let after = slot.counted();
+        self.moving = self.moving + usize::from(slot.is_moving()) - usize::from(moving);
         self.wanted = self.wanted + usize::from(slot.wanted) - usize::from(wanted);
         if !slot.wanted && slot.wish.is_none() {
             self.partitions.remove(&id);
@@ -216,14 +258,7 @@ impl View {
     }
 
     fn put_wish(&mut self, id: PartitionId, entry: &Entry) {
-        let broker = readable::<PlacementRecord>(entry).map(|record| BrokerId(record.broker));
-        self.set_wish(
-            id,
-            Wish {
-                broker,
-                revision: entry.mod_revision,
-            },
-        );
+        self.set_wish(id, Wish::of(entry));
     }
 
     /// Takes a wish as the store has it, unless a newer one is known.
@@ -244,7 +279,7 @@ impl View {
         }
     }
 
-    fn wish(&self, id: PartitionId) -> Option<Wish> {
+    pub(super) fn wish(&self, id: PartitionId) -> Option<Wish> {
         self.partitions.get(&id).and_then(|slot| slot.wish)
     }
 
@@ -252,6 +287,46 @@ impl View {
     pub(super) fn wanted(&self) -> impl Iterator<Item = (PartitionId, Option<BrokerId>)> {
         let wanted = self.partitions.iter().filter(|(_, slot)| slot.wanted);
         wanted.map(|(id, slot)| (*id, slot.wish.and_then(|wish| wish.broker)))
+    }
+
+    /// Partitions that want a broker and have one wished for them, and which may be moved at `now`:
+    /// those of which no move was begun within `rest`.
+    pub(super) fn held(&self, now: Duration, rest: Duration) -> impl Iterator<Item = Held> {
+        self.partitions.iter().filter_map(move |(id, slot)| {
+            Some(Held {
+                partition: *id,
+                broker: slot.counted()?,
+                bytes_per_s: slot.bytes_per_s,
+                movable: !slot.is_moving() && slot.moved_at.is_none_or(|at| now.saturating_sub(at) >= rest),
+            })
+        })
+    }
+
+    /// Planned moves under way.
+    pub(super) fn moving(&self) -> usize {
+        self.moving
+    }
+
+    /// Partitions whose wish names a session to wait for, with the wish.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (PartitionId, Wish)> {
+        let moving = self.partitions.iter().filter(|(_, slot)| slot.is_moving());
+        moving.filter_map(|(id, slot)| Some((*id, slot.wish?)))
+    }
+
+    /// A move of the partition was begun.
+    pub(super) fn moved(&mut self, id: PartitionId, now: Duration) {
+        self.change(id, |slot| slot.moved_at = Some(now));
+    }
+
+    /// Takes the bytes a second of a partition.
+    pub(super) fn weigh(&mut self, id: PartitionId, bytes_per_s: u64) {
+        if let Some(slot) = self.partitions.get_mut(&id) {
+            // Half the old value: one loud moment is no reason to move anything.
+            slot.bytes_per_s = match slot.bytes_per_s {
+                0 => bytes_per_s,
+                before => before / 2 + bytes_per_s / 2,
+            };
+        }
     }
 
     /// When the partition's wish was last put; zero where there is none.

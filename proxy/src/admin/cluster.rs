@@ -12,11 +12,11 @@ use forebay_meta::store::{Entry, Range};
 use forebay_meta::{keys, record};
 use forebay_proto::error::Failure;
 use forebay_proto::stored::{
-    ClusterRecord, ControllerRecord, NodeRecord, NodeState, ProxyRecord, TopicRecord,
+    ClusterRecord, ControllerRecord, MovesRecord, NodeRecord, NodeState, ProxyRecord, TopicRecord,
 };
 use forebay_proto::v1::{
-    BrokerDescription, BrokerSummary, DescribeClusterResponse, ProxyDescription, StorageNodeDescription,
-    StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
+    BrokerDescription, BrokerSummary, DescribeClusterResponse, DrainRequest, ErrorCode, MoveDescription,
+    ProxyDescription, StorageNodeDescription, StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
 };
 use forebay_record::{BrokerId, NodeId};
 use forebay_runtime::clock;
@@ -116,7 +116,41 @@ impl AdminHandler {
             incarnation: cluster.incarnation,
             replicas: cluster.replicas,
             ack_quorum: cluster.ack_quorum,
+            moves: self.moves().await?,
         })
+    }
+
+    async fn moves(&self) -> Result<Vec<MoveDescription>, Failure> {
+        let moves = self.record::<MovesRecord>(keys::MOVES).await?.unwrap_or_default();
+        let described = moves.moves.into_iter().map(|one| MoveDescription {
+            at_ms: one.at_ms,
+            partitions: one.partitions,
+            from: one.from,
+            to: one.to,
+            why: one.why,
+        });
+        Ok(described.collect())
+    }
+
+    /// Tells a broker that it is drained, or is not any more.
+    pub(super) async fn drain(&self, id: u32, draining: bool) -> Result<(), Failure> {
+        let view = self.core.membership.now();
+        let Some(broker) = view.brokers.get(&BrokerId(id)) else {
+            let known: Vec<_> = view.brokers.keys().map(|id| id.0.to_string()).collect();
+            let what = format!("no broker {id} has a session, only: {}", known.join(", "));
+            return Err(Failure::new(ErrorCode::InvalidRequest, what));
+        };
+        let address = &broker.record.control_address;
+        let away = |why: &dyn std::fmt::Display| {
+            Failure::new(ErrorCode::Unavailable, format!("broker {id} at {address}: {why}"))
+        };
+        let service = self.core.control.broker(address).map_err(|error| away(&error))?;
+        let telling = service.drain(Request::new(DrainRequest { draining }));
+        match clock::timeout(&*self.core.clock, BROKER_TIMEOUT, telling).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) => Err(Failure::from(status)),
+            Err(elapsed) => Err(away(&elapsed)),
+        }
     }
 
     /// A record that may not be there. One that cannot be read is logged and shown as not there.
@@ -187,6 +221,7 @@ impl AdminHandler {
             session: broker.session.0,
             partitions: summary.as_ref().map_or(0, |summary| summary.partitions),
             summary,
+            draining: broker.record.draining,
         }
     }
 

@@ -81,7 +81,7 @@ impl AdminHandler {
             .map_err(|error| away(&error))??;
         let owned = answer.into_inner().partitions.into_iter();
         Ok(owned
-            .map(|one| (PartitionId(one.partition_id), Offset(one.high_watermark)))
+            .filter_map(|one| Some((PartitionId(one.partition_id), Offset(one.high_watermark?))))
             .collect())
     }
 }

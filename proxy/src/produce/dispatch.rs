@@ -23,6 +23,10 @@ const SESSION_IN_FLIGHT_MAX: usize = 768;
 /// Rest after the first failure, doubling.
 const REST_BASE: Duration = Duration::from_millis(4);
 const REST_CEILING: Duration = Duration::from_millis(500);
+/// The same while a new owner is looked for: it is there within moments.
+const REST_CEILING_STALE: Duration = Duration::from_millis(100);
+/// Time between two questions about one topic, however many of its lanes look for an owner.
+const LOCATE_EVERY: Duration = Duration::from_millis(40);
 /// How much longer than its deadline an owner is waited for.
 const GRACE: Duration = Duration::from_secs(2);
 /// Marks the ids of produce requests, so that no other request of the session has the same.
@@ -70,6 +74,8 @@ pub(crate) struct Dispatch<R> {
     sessions: HashMap<BrokerId, SessionState>,
     /// Topics that are being located, with the lanes that wait.
     locating: HashMap<Arc<str>, Vec<PartitionId>>,
+    /// When topics were asked for lately.
+    located_at: HashMap<Arc<str>, Duration>,
     next: u64,
     random: Arc<dyn Random>,
     actions: Vec<Action<R>>,
@@ -94,6 +100,7 @@ impl<R> Dispatch<R> {
             requests: HashMap::new(),
             sessions: HashMap::new(),
             locating: HashMap::new(),
+            located_at: HashMap::new(),
             next: PRODUCE_IDS,
             random,
             actions: Vec::new(),
@@ -278,6 +285,33 @@ impl<R> Dispatch<R> {
                 self.on_batch(now, to.clone(), entry);
             }
         }
+        if let Ok(route) = &located {
+            self.wake(now, topic, route);
+        }
+    }
+
+    /// Lets lanes go on that rest because their owner was lost or refused, where an answer that others
+    /// asked for names a newer one.
+    fn wake(&mut self, now: Duration, topic: &Arc<str>, route: &TopicRoute) {
+        let mut found = Vec::new();
+        let rests = |lane: &&mut Lane<R>| {
+            lane.topic == *topic && matches!(lane.gate, Gate::Resting { stale: true, .. })
+        };
+        for lane in self.lanes.values_mut().filter(rests) {
+            let known = lane.owner.as_ref().map(|owner| owner.epoch).unwrap_or_default();
+            if let Some(partition) = route.partitions.get(lane.number as usize)
+                && partition.id == lane.id
+                && let Some(owner) = partition.owner.as_ref().filter(|owner| owner.epoch > known)
+            {
+                lane.owner = Some(owner.clone());
+                lane.gate = Gate::Open;
+                found.push(lane.id);
+            }
+        }
+        found.sort_unstable();
+        for id in found {
+            self.advance(now, id);
+        }
     }
 
     /// Time passes. Idempotent; call it every few milliseconds while not idle, with `deadlines`
@@ -292,6 +326,10 @@ impl<R> Dispatch<R> {
             .map(|lane| lane.id)
             .collect();
         ids.sort_unstable();
+        if deadlines {
+            self.located_at
+                .retain(|_, at| now.saturating_sub(*at) < LOCATE_EVERY);
+        }
         for id in ids {
             if deadlines && let Some(lane) = self.lanes.get_mut(&id) {
                 lane.expire(now, GRACE, &mut self.steps);
@@ -315,7 +353,8 @@ impl<R> Dispatch<R> {
 
     fn rest(lane: &mut Lane<R>, now: Duration, stale: bool, random: &dyn Random) {
         let doubled = REST_BASE.saturating_mul(2_u32.saturating_pow(lane.tries.min(16)));
-        let ceiling = u64::try_from(doubled.min(REST_CEILING).as_nanos()).unwrap_or(u64::MAX);
+        let ceiling = if stale { REST_CEILING_STALE } else { REST_CEILING };
+        let ceiling = u64::try_from(doubled.min(ceiling).as_nanos()).unwrap_or(u64::MAX);
         let wait = Duration::from_nanos(random.range(ceiling / 4, ceiling));
         lane.tries = lane.tries.saturating_add(1);
         lane.gate = Gate::Resting {
@@ -353,7 +392,19 @@ impl<R> Dispatch<R> {
             Gate::Open if lane.has_queued() => self.send(now, id),
             Gate::Route if lane.has_queued() => {
                 let topic = Arc::clone(&lane.topic);
+                let again = self
+                    .located_at
+                    .get(&topic)
+                    .map(|at| at.saturating_add(LOCATE_EVERY));
+                if let Some(until) = again.filter(|until| *until > now)
+                    && !self.locating.contains_key(&topic)
+                {
+                    lane.gate = Gate::Resting { until, stale: true };
+                    return self.flush(id);
+                }
+                let located_at = &mut self.located_at;
                 let waiting = self.locating.entry(Arc::clone(&topic)).or_insert_with(|| {
+                    located_at.insert(Arc::clone(&topic), now);
                     self.actions.push(Action::Locate(topic));
                     Vec::new()
                 });

@@ -32,8 +32,8 @@ use forebay_proto::v1::broker_server::Broker;
 use forebay_proto::v1::data_client::DataClient;
 use forebay_proto::v1::partition_produce::Data;
 use forebay_proto::v1::{
-    Acks, BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, ErrorCode,
-    InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse, PartitionLocation,
+    Acks, BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, DrainRequest, DrainResponse,
+    ErrorCode, InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse, PartitionLocation,
     PartitionProduce, PingRequest, PingResponse, ProduceRequest, ProduceResponse, SummarizeRequest,
 };
 use forebay_record::batch::{Builder, Codec, ProducerStamp, stamp_in_place};
@@ -83,6 +83,10 @@ impl Broker for Map {
 
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
         Ok(Response::new(PingResponse::default()))
+    }
+
+    async fn drain(&self, _: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        Ok(Response::new(DrainResponse {}))
     }
 
     async fn describe_partitions(

@@ -13,8 +13,10 @@ use super::{Addr, Connection, Connector};
 /// Connects a gRPC channel through `connector`: the host and port of its URI are an [`Addr::Tcp`].
 pub fn for_grpc(
     connector: Arc<dyn Connector>,
-) -> impl Service<Uri, Response = TokioIo<Connection>, Error = io::Error, Future: Future + Send> + Clone + Send + 'static
-{
+) -> impl Service<Uri, Response = TokioIo<Connection>, Error = io::Error, Future: Future + Send>
++ Clone
++ Send
++ 'static {
     tower::service_fn(move |uri: Uri| {
         let connector = Arc::clone(&connector);
         async move {

@@ -29,6 +29,20 @@ const BYTES_MAX: u64 = 128 << 20;
 const SMALL_ANSWER: u32 = 64 << 10;
 const HEADERS_ANSWER: u32 = 1 << 20;
 
+/// Bytes that an answer gives to a takeover: a state, headers, and frames that were not decided.
+fn recovered_bytes(answer: &FromNode) -> u64 {
+    let bytes = match answer {
+        FromNode::Headers {
+            result: Ok(found), ..
+        } => found.state.len() + found.headers.len(),
+        FromNode::Frames {
+            result: Ok(frames), ..
+        } => frames.iter().map(|frame| frame.header.frame_len()).sum(),
+        _ => 0,
+    };
+    bytes as u64
+}
+
 /// What is to be read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Job {
@@ -262,6 +276,7 @@ impl Readers {
                 .span
                 .set_number("messaging.message.body.size", bytes.len() as u64);
         }
+        self.metrics.recovery_bytes.inc_by(recovered_bytes(&answer));
         waiting.outbox.push(answer, Some(waiting.permit));
     }
 

@@ -104,7 +104,11 @@ impl<'a> Troublemaker<'a> {
 
     fn lasting(&self) -> Duration {
         // Mostly short, sometimes beyond every timeout.
-        let most = if self.random.range(0, 4) == 0 { 14_000 } else { 2_500 };
+        let most = if self.random.range(0, 4) == 0 {
+            14_000
+        } else {
+            2_500
+        };
         Duration::from_millis(self.random.range(20, most))
     }
 
@@ -161,7 +165,11 @@ impl<'a> Troublemaker<'a> {
             Fault::Kill(host, power) => self.order(host, Order::Kill { power, down }),
             Fault::Stop(host) => self.order(host, Order::Stop { down }),
             Fault::AllBrokers | Fault::AllNodes => {
-                let role = if fault == Fault::AllNodes { Role::Storage } else { Role::Broker };
+                let role = if fault == Fault::AllNodes {
+                    Role::Storage
+                } else {
+                    Role::Broker
+                };
                 for host in self.hosts.iter().filter(|host| host.id.role == role) {
                     host.order(Order::Kill { power: true, down });
                 }

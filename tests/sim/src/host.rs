@@ -233,7 +233,9 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
     let random: Arc<dyn Random> = Arc::new(SeededRandom::stream(world.seed, stream));
     let sim_clock = world.clock.of_process();
     let clock: Arc<dyn Clock> = Arc::new(sim_clock.clone());
-    let store = world.store.client(world.network.wire(&host), tasks.group("metadata"));
+    let store = world
+        .store
+        .client(world.network.wire(&host), tasks.group("metadata"));
     let settings = ClusterSettings {
         cluster_id: None,
         replicas: 3,
@@ -420,7 +422,9 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
         .await
         .with_context(|| format!("{host} cannot listen"))?;
     let router = tonic::transport::Server::builder().add_routes(routes.routes());
-    tasks.spawn_critical("grpc", async move { router.serve_with_incoming(listener.incoming()).await });
+    tasks.spawn_critical("grpc", async move {
+        router.serve_with_incoming(listener.incoming()).await
+    });
     Ok(running)
 }
 
@@ -501,7 +505,10 @@ fn holders(control: &Control) -> Holders {
                 let request = tonic::Request::new(v1::DescribePartitionsRequest { partition_ids });
                 let answer = broker.describe_partitions(request).await;
                 let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
-                Ok(owned.into_iter().map(|one| PartitionId(one.partition_id)).collect())
+                Ok(owned
+                    .into_iter()
+                    .map(|one| PartitionId(one.partition_id))
+                    .collect())
             })
         }),
         nodes: Arc::new(move |address, partitions| {
@@ -510,7 +517,10 @@ fn holders(control: &Control) -> Holders {
                 let node = control.node(&address).map_err(|_| ProbeError::Refused)?;
                 let request = tonic::Request::new(v1::HoldsRequest { partition_ids });
                 let answer = node.holds(request).await;
-                let held = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partition_ids;
+                let held = answer
+                    .map_err(|_| ProbeError::Timeout)?
+                    .into_inner()
+                    .partition_ids;
                 Ok(held.into_iter().map(PartitionId).collect())
             })
         }),

@@ -231,7 +231,13 @@ async fn read_on(
         let partition = batch.partition;
         for record in batch {
             let record = record?;
-            note_read(world, reader, partition, record.offset.get(), record.value.as_deref());
+            note_read(
+                world,
+                reader,
+                partition,
+                record.offset.get(),
+                record.value.as_deref(),
+            );
             from.insert(partition, record.offset.get() + 1);
         }
     }
@@ -270,9 +276,7 @@ pub async fn scan(world: &World, number: u32, numbers: &Numbers) -> anyhow::Resu
     let reader = Numbers::next(&numbers.readers);
     for partition in 0..world.options.partitions {
         let mut consumer = client.consumer(ConsumerConfig::default())?;
-        consumer
-            .assign(TOPIC, partition, StartPosition::Earliest)
-            .await?;
+        consumer.assign(TOPIC, partition, StartPosition::Earliest).await?;
         let begin = consumer
             .position(TOPIC, partition)
             .context("an assigned partition has no position")?
@@ -292,7 +296,13 @@ pub async fn scan(world: &World, number: u32, numbers: &Numbers) -> anyhow::Resu
         while let Some(batch) = batches.next_batch().await? {
             for record in batch {
                 let record = record?;
-                note_read(world, reader, partition, record.offset.get(), record.value.as_deref());
+                note_read(
+                    world,
+                    reader,
+                    partition,
+                    record.offset.get(),
+                    record.value.as_deref(),
+                );
                 until = record.offset.get() + 1;
             }
         }

@@ -172,7 +172,11 @@ fn many(arguments: &Arguments) -> anyhow::Result<bool> {
 }
 
 fn print(outcome: &Outcome) {
-    let verdict = if outcome.violations.is_empty() { "ok" } else { "FAILED" };
+    let verdict = if outcome.violations.is_empty() {
+        "ok"
+    } else {
+        "FAILED"
+    };
     println!(
         "seed {} {verdict}: {} acked, {} unknown, {} failed, {} reads, {} exits, {} refused starts, log {} lines {:016x}, {:.1} s",
         outcome.seed,

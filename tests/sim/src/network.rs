@@ -246,8 +246,12 @@ impl Network {
         let back = tokio::spawn(way(to, from).carry(far_read, near_write));
         let handles = [there.abort_handle(), back.abort_handle()];
         let mut state = self.inner.state.lock();
-        state.relays.retain(|_, (_, _, handles)| !handles.iter().all(AbortHandle::is_finished));
-        state.relays.insert(number, (from.to_owned(), to.to_owned(), handles));
+        state
+            .relays
+            .retain(|_, (_, _, handles)| !handles.iter().all(AbortHandle::is_finished));
+        state
+            .relays
+            .insert(number, (from.to_owned(), to.to_owned(), handles));
     }
 }
 

@@ -129,8 +129,18 @@ async fn drive(world: &World) -> anyhow::Result<()> {
     let admin = load::reach(world, "admin", 0).await?.admin();
     let config = [
         ("segment.bytes", "1048576"),
-        ("segment.ms", if world.seed.is_multiple_of(3) { "1000" } else { "3000" }),
-        ("forebay.offload", if world.options.offload { "true" } else { "false" }),
+        (
+            "segment.ms",
+            if world.seed.is_multiple_of(3) {
+                "1000"
+            } else {
+                "3000"
+            },
+        ),
+        (
+            "forebay.offload",
+            if world.options.offload { "true" } else { "false" },
+        ),
         ("retention.ms", "-1"),
     ];
     let config = config
@@ -186,9 +196,9 @@ async fn drive(world: &World) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(RECOVERY, finish)
-        .await
-        .with_context(|| format!("not all was answered and readable {RECOVERY:?} after everything was mended"))?
+    tokio::time::timeout(RECOVERY, finish).await.with_context(|| {
+        format!("not all was answered and readable {RECOVERY:?} after everything was mended")
+    })?
 }
 
 /// Notes every version of every partition's record.
@@ -196,10 +206,14 @@ async fn watch_chains(world: World) {
     let mut changes = world.store.follow(keys::PARTITIONS, Revision(0));
     while let Some(Ok(batch)) = changes.next().await {
         for event in batch.events {
-            let WatchKind::Put(entry) = &event.kind else { continue };
+            let WatchKind::Put(entry) = &event.kind else {
+                continue;
+            };
             match Partition::decode(&entry.value) {
                 Ok(record) => world.note(Event::Chain(chain(&record, entry.mod_revision))),
-                Err(error) => tracing::error!(target: "sim", key = entry.key, %error, "alarm: damaged record"),
+                Err(error) => {
+                    tracing::error!(target: "sim", key = entry.key, %error, "alarm: damaged record")
+                }
             }
         }
     }

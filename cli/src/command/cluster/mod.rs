@@ -11,6 +11,9 @@ use crate::connect::connect;
 use crate::output::{FormatArgs, bytes, counted, grouped, or_dash, table};
 use crate::time::rfc3339;
 
+/// Moves in the table; JSON has all that are kept.
+const MOVES_SHOWN: usize = 10;
+
 /// What to do with the cluster.
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
@@ -75,6 +78,7 @@ fn render(cluster: &Cluster) -> String {
     );
     let header = [
         "ID",
+        "STATE",
         "SESSION",
         "PARTITIONS",
         "RECOVERING",
@@ -83,7 +87,7 @@ fn render(cluster: &Cluster) -> String {
         "NOT OFFLOADED",
     ];
     let brokers = cluster.brokers.iter().map(broker);
-    section(&mut text, "brokers", &header, &[0, 1, 2, 3, 4, 5, 6], brokers);
+    section(&mut text, "brokers", &header, &[0, 2, 3, 4, 5, 6, 7], brokers);
     let header = [
         "ID",
         "STATE",
@@ -111,6 +115,17 @@ fn render(cluster: &Cluster) -> String {
         .iter()
         .map(|proxy| vec![proxy.id.clone(), proxy.address.clone(), zone(&proxy.zone)]);
     section(&mut text, "proxies", &["ID", "ADDRESS", "ZONE"], &[], proxies);
+    let moves = cluster.moves.iter().rev().take(MOVES_SHOWN).map(|one| {
+        vec![
+            rfc3339(one.at_ms),
+            grouped(one.partitions.into()),
+            or_dash(one.from),
+            one.to.to_string(),
+            one.why.clone(),
+        ]
+    });
+    let header = ["TIME", "PARTITIONS", "FROM", "TO", "WHY"];
+    section(&mut text, "moves of partitions", &header, &[1, 2, 3], moves);
     text
 }
 
@@ -118,6 +133,7 @@ fn broker(broker: &Broker) -> Vec<String> {
     let said = |of: fn(&BrokerSummary) -> String| or_dash(broker.summary.as_ref().map(of));
     vec![
         broker.id.to_string(),
+        if broker.draining { "DRAINING" } else { "ACTIVE" }.to_owned(),
         broker.session.to_string(),
         or_dash(broker.summary.as_ref().map(|_| grouped(broker.partitions.into()))),
         said(|summary| grouped(summary.partitions_recovering.into())),
@@ -207,12 +223,13 @@ mod tests {
             capacity_bytes: 20 << 20,
             status,
         };
-        let broker = |id, summary| v1::BrokerDescription {
+        let broker = |id, summary: Option<v1::BrokerSummary>| v1::BrokerDescription {
             id,
             address: format!("http://10.0.0.{id}:7450"),
             zone: String::new(),
             session: 77,
             partitions: 1_200,
+            draining: summary.is_none(),
             summary,
         };
         let summary = v1::BrokerSummary {
@@ -242,6 +259,13 @@ mod tests {
             incarnation: 1,
             replicas: 3,
             ack_quorum: 2,
+            moves: vec![v1::MoveDescription {
+                at_ms: 1_700_000_000_123,
+                partitions: 7,
+                from: 9,
+                to: 2,
+                why: "broker 9 is drained".to_owned(),
+            }],
         })
     }
 
@@ -266,9 +290,9 @@ mod tests {
             "http://10.0.0.9:7450 - broker 9",
             "",
             "brokers",
-            "ID SESSION PARTITIONS RECOVERING SEGMENTS UNDER-REPLICATED NOT OFFLOADED",
-            "2 77 1,200 0 3,000 4 9.0 GiB",
-            "9 77 - - - - -",
+            "ID STATE SESSION PARTITIONS RECOVERING SEGMENTS UNDER-REPLICATED NOT OFFLOADED",
+            "2 ACTIVE 77 1,200 0 3,000 4 9.0 GiB",
+            "9 DRAINING 77 - - - - -",
             "",
             "storage nodes",
             "ID STATE GENERATION BOOT OPEN SEALED LIMBO JOURNAL OF BUDGET DISK FREE LAST CONTACT WRITES",
@@ -277,6 +301,10 @@ mod tests {
             "3 ACTIVE 2 9 3 0 0 5.0 MiB 25.0 % 7.0 GiB 2023-11-14T22:13:20.123Z stopped: fsync of file 3",
             "",
             "no proxies",
+            "",
+            "moves of partitions",
+            "TIME PARTITIONS FROM TO WHY",
+            "2023-11-14T22:13:20.123Z 7 9 2 broker 9 is drained",
         ];
         assert_eq!(lines, expected, "{text}");
     }

@@ -40,6 +40,23 @@ pub struct Cluster {
     pub storage_nodes: Vec<StorageNode>,
     /// Proxies that have a session.
     pub proxies: Vec<Proxy>,
+    /// What the controller has moved lately, the newest last.
+    pub moves: Vec<Move>,
+}
+
+/// Partitions that went from one broker to another for one reason, at one time.
+#[derive(Debug, Serialize)]
+pub struct Move {
+    /// Milliseconds since 1970.
+    pub at_ms: i64,
+    /// How many.
+    pub partitions: u32,
+    /// Who had them; none where nobody had.
+    pub from: Option<u32>,
+    /// Who got them.
+    pub to: u32,
+    /// Why.
+    pub why: String,
 }
 
 /// A process: everything that is reached at one address.
@@ -66,6 +83,8 @@ pub struct Broker {
     pub session: u64,
     /// Partitions that it owns.
     pub partitions: u32,
+    /// It is being emptied, or is empty and gets no partitions.
+    pub draining: bool,
     /// None where the broker could not be asked.
     pub summary: Option<BrokerSummary>,
 }
@@ -172,6 +191,7 @@ impl From<v1::DescribeClusterResponse> for Cluster {
             brokers: found.brokers.into_iter().map(Broker::from).collect(),
             storage_nodes: found.storage_nodes.into_iter().map(StorageNode::from).collect(),
             proxies: found.proxies.into_iter().map(proxy).collect(),
+            moves: found.moves.into_iter().map(Move::from).collect(),
         }
     }
 }
@@ -220,6 +240,7 @@ impl From<v1::BrokerDescription> for Broker {
             zone: broker.zone,
             session: broker.session,
             partitions: broker.partitions,
+            draining: broker.draining,
             summary: broker.summary.map(summary),
         }
     }
@@ -251,6 +272,18 @@ impl From<v1::StorageNodeDescription> for StorageNode {
             capacity_bytes: node.capacity_bytes,
             last_contact_ms: node.last_contact_ms,
             status: node.status.map(status),
+        }
+    }
+}
+
+impl From<v1::MoveDescription> for Move {
+    fn from(one: v1::MoveDescription) -> Self {
+        Self {
+            at_ms: one.at_ms,
+            partitions: one.partitions,
+            from: (one.from != 0).then_some(one.from),
+            to: one.to,
+            why: one.why,
         }
     }
 }
