@@ -7,6 +7,7 @@
 //!    protocol that they speak over one.
 //! 4. [`Running::shutdown`] stops them in the opposite order, each finishing what it accepted.
 
+pub mod asking;
 pub mod config;
 mod garbage;
 mod process;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use forebay_broker::{Broker, BrokerConfig, Objects, Parts, partition};
 use forebay_meta::cluster::Cluster;
-use forebay_meta::controller::{Balancing, Controller, Holders, Probe, ProbeError};
+use forebay_meta::controller::Controller;
 use forebay_meta::session::{self, Session};
 use forebay_meta::store::MetaStore;
 use forebay_proto::data::endpoint::Listener;
@@ -17,7 +17,7 @@ use forebay_proto::v1;
 use forebay_proto::v1::broker_server::BrokerServer;
 use forebay_proto::v1::storage_node_server::StorageNodeServer;
 use forebay_proxy::{Cold, Control, Deps, Proxy, ProxyConfig};
-use forebay_record::{BrokerId, PartitionId};
+use forebay_record::BrokerId;
 use forebay_runtime::config::{Layers, effective_toml};
 use forebay_runtime::execution::Execution;
 use forebay_runtime::grpc::GrpcMetrics;
@@ -30,6 +30,7 @@ use tokio::net::TcpListener;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
+use super::asking;
 use super::config::{Config, Role};
 use super::garbage;
 use super::process::Process;
@@ -37,8 +38,6 @@ use super::running::Running;
 
 /// Life of a proxy's session without a sign of life.
 const PROXY_SESSION_TTL: Duration = Duration::from_secs(10);
-/// A broker that refuses a ping is asked once more after this long.
-const REFUSED_AGAIN: Duration = Duration::from_millis(50);
 
 /// Starts roles as a configuration file, the environment and flags say; their spans go to `tracer`.
 ///
@@ -432,99 +431,19 @@ async fn register_proxy(config: &Config, site: &Site) -> anyhow::Result<Session>
     Ok(session::register_proxy(Arc::clone(&site.store), &record, PROXY_SESSION_TTL).await?)
 }
 
-async fn ping(control: &Control, id: BrokerId, address: &str) -> Result<(), ProbeError> {
-    let broker = control.broker(address).map_err(|_| ProbeError::Refused)?;
-    match broker.ping(tonic::Request::new(v1::PingRequest {})).await {
-        // Another broker at the address: the one that was there before has ended.
-        Ok(answer) if answer.get_ref().broker != id.0 => Err(ProbeError::Refused),
-        Ok(_) => Ok(()),
-        Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
-        Err(_) => Err(ProbeError::Timeout),
-    }
-}
-
 fn start_controller(process: &Process, config: &Config, site: &Site, control: &Control) -> Controller {
-    let (holders, balancing) = (holders(control), balancing(control, config.controller.rebalance));
-    let (control, clock) = (control.clone(), Arc::clone(&process.clock));
-    let probe: Probe = Arc::new(move |id, address| {
-        let (control, clock) = (control.clone(), Arc::clone(&clock));
-        Box::pin(async move {
-            match ping(&control, id, &address).await {
-                // A connection that has just ended, or a full backlog, looks the same as a process
-                // that is gone: only the second time it is one.
-                Err(ProbeError::Refused) => {
-                    clock.sleep(REFUSED_AGAIN).await;
-                    ping(&control, id, &address).await
-                }
-                answered => answered,
-            }
-        })
-    });
     let controller = Controller::start(
         Arc::clone(&site.store),
         site.control_address.clone(),
         Arc::clone(&process.clock),
         Arc::clone(&process.random),
-        probe,
-        holders,
-        balancing,
+        asking::probe(control, &process.clock),
+        asking::holders(control),
+        asking::balancing(control, config.controller.rebalance),
         &process.tasks,
         &process.metrics,
     );
     // A candidate is as ready as the leader: either does all it is there for.
     process.readiness.component("controller").ready();
     controller
-}
-
-/// How the controller asks brokers how much their partitions have.
-fn balancing(control: &Control, rebalance: bool) -> Balancing {
-    let control = control.clone();
-    let weigh = Arc::new(move |address: String| {
-        let control = control.clone();
-        let asking = async move {
-            let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
-            let request = tonic::Request::new(v1::DescribePartitionsRequest::default());
-            let answer = broker.describe_partitions(request).await;
-            let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
-            let weight =
-                |one: v1::OwnedPartition| Some((PartitionId(one.partition_id), one.bytes_per_second?));
-            Ok(owned.into_iter().filter_map(weight).collect())
-        };
-        Box::pin(asking) as futures_util::future::BoxFuture<'static, _>
-    });
-    Balancing { weigh, rebalance }
-}
-
-/// How the controller asks brokers and storage nodes what they have left of deleted partitions.
-fn holders(control: &Control) -> Holders {
-    let ids = |partitions: Vec<PartitionId>| partitions.into_iter().map(PartitionId::get).collect();
-    let (to_brokers, to_nodes) = (control.clone(), control.clone());
-    Holders {
-        brokers: Arc::new(move |address, partitions| {
-            let (control, partition_ids) = (to_brokers.clone(), ids(partitions));
-            Box::pin(async move {
-                let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
-                let request = tonic::Request::new(v1::DescribePartitionsRequest { partition_ids });
-                let answer = broker.describe_partitions(request).await;
-                let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
-                Ok(owned
-                    .into_iter()
-                    .map(|one| PartitionId(one.partition_id))
-                    .collect())
-            })
-        }),
-        nodes: Arc::new(move |address, partitions| {
-            let (control, partition_ids) = (to_nodes.clone(), ids(partitions));
-            Box::pin(async move {
-                let node = control.node(&address).map_err(|_| ProbeError::Refused)?;
-                let request = tonic::Request::new(v1::HoldsRequest { partition_ids });
-                let answer = node.holds(request).await;
-                let held = answer
-                    .map_err(|_| ProbeError::Timeout)?
-                    .into_inner()
-                    .partition_ids;
-                Ok(held.into_iter().map(PartitionId).collect())
-            })
-        }),
-    }
 }

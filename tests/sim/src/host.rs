@@ -9,17 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use forebay::server::asking;
 use forebay_broker::{Broker, BrokerConfig, Objects, Parts, partition};
 use forebay_meta::cluster::{self, ClusterSettings};
-use forebay_meta::controller::{Controller, Holders, Probe, ProbeError};
+use forebay_meta::controller::Controller;
 use forebay_meta::session::{self, Session};
 use forebay_proto::data::endpoint::{Dialer, Exchange, Listener, ReplicaProtocol};
 use forebay_proto::stored::ProxyRecord;
-use forebay_proto::v1;
 use forebay_proto::v1::broker_server::BrokerServer;
 use forebay_proto::v1::storage_node_server::StorageNodeServer;
 use forebay_proxy::{Cold, Control, Deps, Proxy, ProxyConfig};
-use forebay_record::{BrokerId, PartitionId};
+use forebay_record::BrokerId;
 use forebay_runtime::admin_http::Readiness;
 use forebay_runtime::clock::Clock;
 use forebay_runtime::config::{ByteSize, HumanDuration};
@@ -329,9 +329,11 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
                 control_address: control_address.clone(),
                 session_ttl: SESSION_TTL,
                 tail_cache_bytes: world.options.tail_cache_bytes,
+                repair_bytes_per_second: 8 << 20,
                 partition: partition::Config {
                     replicas: usize::from(cluster.replicas),
                     ack_quorum: cluster.ack_quorum,
+                    repair_after_ms: 4_000,
                     ..partition::Config::default()
                 },
             };
@@ -355,8 +357,9 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
                 control_address.clone(),
                 Arc::clone(&clock),
                 Arc::clone(&random),
-                probe(control.clone()),
-                holders(&control),
+                asking::probe(&control, &clock),
+                asking::holders(&control),
+                asking::balancing(&control, true),
                 tasks,
                 &metrics,
             );
@@ -477,52 +480,4 @@ fn collect(mut collector: Collector, controller: &Controller, tasks: &Tasks) {
             }
         }
     });
-}
-
-fn probe(control: Control) -> Probe {
-    Arc::new(move |id, address| {
-        let control = control.clone();
-        Box::pin(async move {
-            let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
-            match broker.ping(tonic::Request::new(v1::PingRequest {})).await {
-                Ok(answer) if answer.get_ref().broker != id.0 => Err(ProbeError::Refused),
-                Ok(_) => Ok(()),
-                Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
-                Err(_) => Err(ProbeError::Timeout),
-            }
-        })
-    })
-}
-
-fn holders(control: &Control) -> Holders {
-    let ids = |partitions: Vec<PartitionId>| partitions.into_iter().map(PartitionId::get).collect();
-    let (to_brokers, to_nodes) = (control.clone(), control.clone());
-    Holders {
-        brokers: Arc::new(move |address, partitions| {
-            let (control, partition_ids) = (to_brokers.clone(), ids(partitions));
-            Box::pin(async move {
-                let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
-                let request = tonic::Request::new(v1::DescribePartitionsRequest { partition_ids });
-                let answer = broker.describe_partitions(request).await;
-                let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
-                Ok(owned
-                    .into_iter()
-                    .map(|one| PartitionId(one.partition_id))
-                    .collect())
-            })
-        }),
-        nodes: Arc::new(move |address, partitions| {
-            let (control, partition_ids) = (to_nodes.clone(), ids(partitions));
-            Box::pin(async move {
-                let node = control.node(&address).map_err(|_| ProbeError::Refused)?;
-                let request = tonic::Request::new(v1::HoldsRequest { partition_ids });
-                let answer = node.holds(request).await;
-                let held = answer
-                    .map_err(|_| ProbeError::Timeout)?
-                    .into_inner()
-                    .partition_ids;
-                Ok(held.into_iter().map(PartitionId).collect())
-            })
-        }),
-    }
 }

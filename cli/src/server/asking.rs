@@ -1,0 +1,99 @@
+//! How the controller asks brokers and storage nodes: whether they live, what they have, what it weighs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay_meta::controller::{Balancing, Holders, Probe, ProbeError};
+use forebay_proto::v1;
+use forebay_proxy::Control;
+use forebay_record::{BrokerId, PartitionId};
+use forebay_runtime::clock::Clock;
+
+/// A broker that refuses a ping is asked once more after this long.
+const REFUSED_AGAIN: Duration = Duration::from_millis(50);
+
+/// How the controller pings brokers.
+#[must_use]
+pub fn probe(control: &Control, clock: &Arc<dyn Clock>) -> Probe {
+    let (control, clock) = (control.clone(), Arc::clone(clock));
+    Arc::new(move |id, address| {
+        let (control, clock) = (control.clone(), Arc::clone(&clock));
+        Box::pin(async move {
+            match ping(&control, id, &address).await {
+                // A connection that has just ended, or a full backlog, looks the same as a process
+                // that is gone: only the second time it is one.
+                Err(ProbeError::Refused) => {
+                    clock.sleep(REFUSED_AGAIN).await;
+                    ping(&control, id, &address).await
+                }
+                answered => answered,
+            }
+        })
+    })
+}
+
+async fn ping(control: &Control, id: BrokerId, address: &str) -> Result<(), ProbeError> {
+    let broker = control.broker(address).map_err(|_| ProbeError::Refused)?;
+    match broker.ping(tonic::Request::new(v1::PingRequest {})).await {
+        // Another broker at the address: the one that was there before has ended.
+        Ok(answer) if answer.get_ref().broker != id.0 => Err(ProbeError::Refused),
+        Ok(_) => Ok(()),
+        Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
+        Err(_) => Err(ProbeError::Timeout),
+    }
+}
+
+/// How the controller asks brokers how much their partitions have.
+#[must_use]
+pub fn balancing(control: &Control, rebalance: bool) -> Balancing {
+    let control = control.clone();
+    let weigh = Arc::new(move |address: String| {
+        let control = control.clone();
+        let asking = async move {
+            let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
+            let request = tonic::Request::new(v1::DescribePartitionsRequest::default());
+            let answer = broker.describe_partitions(request).await;
+            let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
+            let weight =
+                |one: v1::OwnedPartition| Some((PartitionId(one.partition_id), one.bytes_per_second?));
+            Ok(owned.into_iter().filter_map(weight).collect())
+        };
+        Box::pin(asking) as futures_util::future::BoxFuture<'static, _>
+    });
+    Balancing { weigh, rebalance }
+}
+
+/// How the controller asks brokers and storage nodes what they have left of deleted partitions.
+#[must_use]
+pub fn holders(control: &Control) -> Holders {
+    let ids = |partitions: Vec<PartitionId>| partitions.into_iter().map(PartitionId::get).collect();
+    let (to_brokers, to_nodes) = (control.clone(), control.clone());
+    Holders {
+        brokers: Arc::new(move |address, partitions| {
+            let (control, partition_ids) = (to_brokers.clone(), ids(partitions));
+            Box::pin(async move {
+                let broker = control.broker(&address).map_err(|_| ProbeError::Refused)?;
+                let request = tonic::Request::new(v1::DescribePartitionsRequest { partition_ids });
+                let answer = broker.describe_partitions(request).await;
+                let owned = answer.map_err(|_| ProbeError::Timeout)?.into_inner().partitions;
+                Ok(owned
+                    .into_iter()
+                    .map(|one| PartitionId(one.partition_id))
+                    .collect())
+            })
+        }),
+        nodes: Arc::new(move |address, partitions| {
+            let (control, partition_ids) = (to_nodes.clone(), ids(partitions));
+            Box::pin(async move {
+                let node = control.node(&address).map_err(|_| ProbeError::Refused)?;
+                let request = tonic::Request::new(v1::HoldsRequest { partition_ids });
+                let answer = node.holds(request).await;
+                let held = answer
+                    .map_err(|_| ProbeError::Timeout)?
+                    .into_inner()
+                    .partition_ids;
+                Ok(held.into_iter().map(PartitionId).collect())
+            })
+        }),
+    }
+}
