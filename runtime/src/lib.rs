@@ -13,6 +13,7 @@ pub mod config;
 pub mod execution;
 pub mod grpc;
 pub mod metrics;
+pub mod mutant;
 pub mod net;
 pub mod permits;
 pub mod process;

@@ -14,6 +14,7 @@ use forebay_proto::data::replica::{
 use forebay_record::batch::HEADER_LEN as BATCH_HEADER_LEN;
 use forebay_record::frame::{Frame, FrameHeader, FrameKind};
 use forebay_record::{Generation, Offset, SegmentId};
+use forebay_runtime::mutant::{self, Mutant};
 
 use crate::buffer::Buffer;
 use crate::content::batches;
@@ -366,6 +367,9 @@ fn load(file: &JournalFile, start: u64, end: u64) -> Result<Bytes, NodeFailure> 
 }
 
 fn visible(segment: &SegmentIndex, until: Offset) -> Offset {
+    if mutant::is(Mutant::UncommittedRead) || mutant::is(Mutant::CommittedOfAnother) {
+        return segment.tail();
+    }
     segment.tail().min(segment.committed().max(until))
 }
 

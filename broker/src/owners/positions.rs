@@ -14,6 +14,7 @@ use forebay_proto::data::replica::ToNode;
 use forebay_proto::error::Failure;
 use forebay_proto::v1::ErrorCode;
 use forebay_record::{Epoch, NodeId, Offset, PartitionId};
+use forebay_runtime::mutant::{self, Mutant};
 
 use super::calls::{CALL_TIMEOUT_MS, Call, Question, QuestionKind};
 use super::driver::{Driver, not_owner};
@@ -224,6 +225,16 @@ fn plan_runs(record: &Partition, from: Offset) -> Vec<PlanRun> {
         .collect()
 }
 
+/// Up to where a segment may be read: its sealed end, or what is visible.
+fn shown(end: Option<Offset>, visible: Offset) -> Offset {
+    match end {
+        Some(end) if mutant::is(Mutant::CommittedOfAnother) => end.max(visible),
+        Some(end) => end,
+        None if mutant::is(Mutant::UncommittedRead) => Offset(visible.0.saturating_add(1_000)),
+        None => visible,
+    }
+}
+
 /// Segments that hold visible records at or after an offset. The bound of the open one is its
 /// owner's statement about this segment, and about no other (I13).
 fn plan_segments(record: &Partition, from: Offset, visible: Offset) -> Vec<PlanSegment> {
@@ -233,7 +244,7 @@ fn plan_segments(record: &Partition, from: Offset, visible: Offset) -> Vec<PlanS
         .map(|segment| PlanSegment {
             segment: segment.id,
             base: segment.base,
-            until: segment.end.unwrap_or(visible),
+            until: shown(segment.end, visible),
             sealed: segment.end.is_some(),
             replicas: segment.replicas.clone(),
         })

@@ -16,6 +16,7 @@ use forebay_meta::model::{CHAIN_MAX, Partition, Sealed, Segment};
 use forebay_record::frame::{Frame, FrameKind};
 use forebay_record::state::{OpenPayload, PartitionState};
 use forebay_record::{Offset, SegmentId, Token};
+use forebay_runtime::mutant::{self, Mutant};
 
 use super::action::{Action, Context, Stored};
 use super::owner::{Next, Owner, Phase, Plan};
@@ -37,8 +38,9 @@ impl Owner {
         let Some(next) = &self.next else { return };
         let ready = match next.plan {
             Plan::First | Plan::Change { .. } => true,
+            Plan::Roll { .. } if mutant::is(Mutant::SealedUncommitted) => true,
             Plan::Roll { end } => self.linked.as_ref().is_some_and(|writer| writer.committed >= end),
-            Plan::Takeover { .. } => next.writer.quorum_has_all(),
+            Plan::Takeover { .. } => next.writer.quorum_has_all() || mutant::is(Mutant::LinkBeforeDurable),
         };
         if !ready {
             return;
@@ -84,6 +86,7 @@ impl Owner {
             Stored::Conflict(found, revision) => {
                 let mine =
                     found.epoch == self.record.epoch && found.session == self.session && !found.deleted;
+                let mine = mine || mutant::is(Mutant::EpochIgnored);
                 if !mine {
                     let owner = found
                         .owner

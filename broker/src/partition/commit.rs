@@ -5,6 +5,7 @@
 use forebay_proto::data::front::Acks;
 use forebay_proto::data::replica::{Ack, Refusal};
 use forebay_record::{Generation, NodeId, Offset, SegmentId};
+use forebay_runtime::mutant::{self, Mutant};
 
 use super::action::{Action, Context};
 use super::owner::{Owner, Plan};
@@ -32,6 +33,10 @@ impl Owner {
             .filter(|next| next.writer.segment.id == ack.segment)
         {
             if next.writer.on_ack(node, ack, ctx.now_ms) {
+                if mutant::is(Mutant::AckBeforeLink) && next.writer.commit(Offset(u64::MAX)) {
+                    let committed = next.writer.committed;
+                    self.show(committed.max(self.visible), ctx);
+                }
                 self.store(ctx);
             }
         } else if let Some(at) = self
@@ -123,7 +128,7 @@ impl Owner {
     /// Commits what a quorum has, and shows it.
     pub(super) fn advance(&mut self, ctx: &mut Context<'_>) {
         let limit = match self.next.as_ref().map(|next| next.plan) {
-            Some(Plan::Roll { end } | Plan::Change { end }) => end,
+            Some(Plan::Roll { end } | Plan::Change { end }) if !mutant::is(Mutant::CommitBeyondEnd) => end,
             _ => Offset(u64::MAX),
         };
         if let Some(writer) = self.linked.as_mut()

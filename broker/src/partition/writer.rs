@@ -10,6 +10,7 @@ use forebay_meta::model::Segment;
 use forebay_proto::data::replica::Ack;
 use forebay_record::frame::{ChainHash, Frame, FrameError, FrameKind, FrameSpec};
 use forebay_record::{Generation, NodeId, Offset};
+use forebay_runtime::mutant::{self, Mutant};
 
 use super::action::{Action, Nodes};
 
@@ -165,7 +166,12 @@ impl Writer {
             .map(|cursor| cursor.tail)
             .collect();
         tails.sort_unstable_by(|a, b| b.cmp(a));
-        let at = usize::from(self.segment.ack_quorum).saturating_sub(1);
+        let quorum = if mutant::is(Mutant::AckQuorumOfOne) {
+            1
+        } else {
+            usize::from(self.segment.ack_quorum)
+        };
+        let at = quorum.saturating_sub(1);
         tails.get(at).copied().unwrap_or(self.segment.base)
     }
 
@@ -325,7 +331,7 @@ impl Writer {
         else {
             return;
         };
-        if cursor.generation == generation {
+        if cursor.generation == generation || mutant::is(Mutant::GenerationIgnored) {
             let from = cursor.frames;
             self.resend(node, from, out);
         } else {

@@ -1,6 +1,7 @@
 //! One partition's record: who owns it, and the chain of segments not offloaded yet.
 
 use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
+use forebay_runtime::mutant::{self, Mutant};
 use uuid::Uuid;
 
 /// Segments in a chain before planned rolls are held back.
@@ -35,6 +36,9 @@ impl Segment {
     /// entry: n − a + 1.
     #[must_use]
     pub fn close_quorum(&self) -> usize {
+        if mutant::is(Mutant::CloseQuorumOfOne) {
+            return 1;
+        }
         self.replicas.len() + 1 - usize::from(self.ack_quorum).min(self.replicas.len())
     }
 
@@ -245,8 +249,10 @@ impl Partition {
         if segment.partition != self.id {
             return false;
         }
-        let linked = self.chain.iter().any(|one| one.id == segment);
-        let passed = (segment.epoch, segment.seq) <= (self.epoch, self.last_seq);
+        let needed = |one: &Segment| !mutant::is(Mutant::TrimBeforeLink) || one.end.is_none();
+        let linked = self.chain.iter().any(|one| one.id == segment && needed(one));
+        let passed = (segment.epoch, segment.seq) <= (self.epoch, self.last_seq)
+            || mutant::is(Mutant::AbsentIsDeletable);
         self.deleted || (!linked && passed)
     }
 
@@ -264,7 +270,9 @@ impl Partition {
     /// Where the partition is deleted.
     pub fn grant(&self, owner: BrokerId, session: SessionId, op: u64) -> Result<Self, Refused> {
         self.alive()?;
-        let epoch = self.epoch.0.checked_add(1).ok_or(Refused::Epochs(self.id))?;
+        let kept = mutant::is(Mutant::EpochKept) && self.owner == Some(owner);
+        let step = u32::from(!kept);
+        let epoch = self.epoch.0.checked_add(step).ok_or(Refused::Epochs(self.id))?;
         Ok(Self {
             epoch: Epoch(epoch),
             owner: Some(owner),

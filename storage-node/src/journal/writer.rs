@@ -13,6 +13,7 @@ use bytes::Bytes;
 use forebay_record::crc32c;
 use forebay_record::frame::{FrameHeader, HEADER_LEN};
 use forebay_runtime::clock::Clock;
+use forebay_runtime::mutant::{self, Mutant};
 
 use super::files::{FileTable, JournalFile, journal_name};
 use super::format::{BLOCK_HEADER_LEN, BlockHeader, FileHeader, Owner, Snapshot};
@@ -310,7 +311,9 @@ impl Writer {
         let began = self.watch.now();
         self.place.file.file.write_at(block, self.place.at)?;
         let written = self.watch.now();
-        self.place.file.file.sync()?;
+        if !mutant::is(Mutant::AckBeforeSync) {
+            self.place.file.file.sync()?;
+        }
         let ended = self.watch.now();
         let committed = Committed {
             durable: position + header.total_len(),

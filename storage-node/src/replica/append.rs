@@ -8,6 +8,7 @@
 use forebay_proto::data::replica::Refusal;
 use forebay_record::Generation;
 use forebay_record::frame::{ChainHash, FrameHeader, FrameKind};
+use forebay_runtime::mutant::{self, Mutant};
 
 use super::{Admission, Peer, Progress, Replica, Segment, Waiting};
 use crate::content::CheckedFrame;
@@ -63,6 +64,13 @@ impl Replica {
                 Err(Appended::Known)
             } else {
                 refuse(Refusal::Overlap)
+            };
+        }
+        if mutant::is(Mutant::GapStored) && header.number > held.staged.frames {
+            held.staged = Progress {
+                tail: header.first,
+                frames: header.number,
+                hash: header.prev_hash,
             };
         }
         if header.number > held.staged.frames {

@@ -8,6 +8,7 @@
 
 use forebay_proto::data::replica::{FenceItem, FencedState, FromNode};
 use forebay_record::frame::ChainHash;
+use forebay_runtime::mutant::{self, Mutant};
 
 use super::{Peer, Replica, Segment, Waiting};
 use crate::journal::note::Note;
@@ -23,21 +24,26 @@ impl Replica {
             self.raise_floor(item.token);
             return nothing_held(item, true);
         }
+        if mutant::is(Mutant::UnknownNotFenced) && !self.segments.contains_key(&item.segment) {
+            return nothing_held(item, true);
+        }
         let held = self
             .segments
             .entry(item.segment)
             .or_insert_with(|| Segment::new(item.segment, item.token, item.base));
         if held.fenced.is_none_or(|by| by < item.by) {
             held.fenced = Some(item.by);
-            self.notes
-                .push_back(Note::Standing(held.state(item.segment, held.staged)));
+            if !mutant::is(Mutant::FenceForgotten) {
+                self.notes
+                    .push_back(Note::Standing(held.state(item.segment, held.staged)));
+            }
             self.uncommitted.remove(&item.segment);
         }
         FencedState {
             segment: item.segment,
             // A token is a segment's own: another one means that one of the two is mistaken about
             // which segment this is.
-            authoritative: !held.limbo && held.token == item.token,
+            authoritative: (!held.limbo || mutant::is(Mutant::LimboIsEvidence)) && held.token == item.token,
             tail: held.staged.tail,
             committed: held.committed,
             frames: held.staged.frames,

@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use forebay_proto::data::replica::{Ack, FromNode};
 use forebay_record::frame::ChainHash;
 use forebay_record::{Epoch, Generation, NodeId, Offset, SegmentId, Token};
+use forebay_runtime::mutant::{self, Mutant};
 
 pub use append::Appended;
 
@@ -368,7 +369,9 @@ impl Replica {
         self.staged.remove(&segment);
         self.uncommitted.remove(&segment);
         self.copies.remove(&segment);
-        self.raise_floor(held.token);
+        if !mutant::is(Mutant::FloorNotRaised) {
+            self.raise_floor(held.token);
+        }
         self.notes.push_back(Note::Trim(segment, held.token));
         true
     }

@@ -3,11 +3,12 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Parser;
+use forebay_runtime::mutant::{self, Mutant};
 use forebay_sim::eventlog::{EventLog, Keep};
 use forebay_sim::run::{Outcome, run};
 use forebay_sim::world::Options;
@@ -44,6 +45,12 @@ struct Arguments {
     /// Runs the seed in this process, once, and prints what became of it as JSON.
     #[arg(long, hide = true)]
     child: bool,
+    /// Breaks one rule of the protocol on purpose: see --mutants.
+    #[arg(long)]
+    mutant: Option<Mutant>,
+    /// Breaks each rule in turn, and says which seed notices first; --seeds is how many are tried.
+    #[arg(long)]
+    mutants: bool,
     /// Writes the history of a run with --seed, one event a line.
     #[arg(long)]
     history: Option<std::path::PathBuf>,
@@ -64,6 +71,7 @@ fn main() -> ExitCode {
     let failed = match (arguments.seed, arguments.child) {
         (Some(seed), true) => child(seed, &arguments),
         (Some(seed), false) => one(seed, &arguments),
+        (None, _) if arguments.mutants => mutants(&arguments),
         (None, _) => many(&arguments),
     };
     match failed {
@@ -78,6 +86,9 @@ fn main() -> ExitCode {
 
 /// Runs a seed in this process and prints what became of it as JSON, the last line.
 fn child(seed: u64, arguments: &Arguments) -> anyhow::Result<bool> {
+    if let Some(mutant) = arguments.mutant {
+        mutant::breaks(mutant);
+    }
     let keep = if arguments.log { Keep::Print } else { Keep::None };
     let log = EventLog::new(arguments.level, keep);
     let started = Instant::now();
@@ -93,7 +104,7 @@ fn child(seed: u64, arguments: &Arguments) -> anyhow::Result<bool> {
 
 /// Has a seed run in a process of its own: a second run in the same one would find what the first
 /// left behind in libraries.
-fn spawn(seed: u64, arguments: &Arguments, log: bool) -> anyhow::Result<Outcome> {
+fn spawn(seed: u64, arguments: &Arguments, mutant: Option<Mutant>, log: bool) -> anyhow::Result<Outcome> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["--child", "--seed", &seed.to_string()])
@@ -101,6 +112,9 @@ fn spawn(seed: u64, arguments: &Arguments, log: bool) -> anyhow::Result<Outcome>
         .args(["--level", arguments.level.as_str()])
         .args(arguments.calm.then_some("--calm"))
         .args(log.then_some("--log"));
+    if let Some(mutant) = mutant {
+        command.args(["--mutant", mutant.name()]);
+    }
     if let (true, Some(path)) = (log || arguments.seed.is_some(), &arguments.history) {
         command.arg("--history").arg(path);
     }
@@ -119,9 +133,9 @@ fn spawn(seed: u64, arguments: &Arguments, log: bool) -> anyhow::Result<Outcome>
 }
 
 fn one(seed: u64, arguments: &Arguments) -> anyhow::Result<bool> {
-    let outcome = spawn(seed, arguments, arguments.log)?;
+    let outcome = spawn(seed, arguments, arguments.mutant, arguments.log)?;
     print(&outcome);
-    let second = spawn(seed, arguments, false)?;
+    let second = spawn(seed, arguments, arguments.mutant, false)?;
     let same = second.log == outcome.log;
     println!(
         "seed {seed} again: {}",
@@ -142,7 +156,7 @@ fn many(arguments: &Arguments) -> anyhow::Result<bool> {
                     if seed >= until {
                         return;
                     }
-                    let clean = match spawn(seed, arguments, false) {
+                    let clean = match spawn(seed, arguments, arguments.mutant, false) {
                         Ok(outcome) => {
                             print(&outcome);
                             outcome.violations.is_empty()
@@ -169,6 +183,38 @@ fn many(arguments: &Arguments) -> anyhow::Result<bool> {
         }
     }
     Ok(!failed.is_empty())
+}
+
+/// Tries seeds with each rule broken until one notices.
+fn mutants(arguments: &Arguments) -> anyhow::Result<bool> {
+    let next = AtomicUsize::new(0);
+    let missed = AtomicUsize::new(0);
+    println!("| mutant | instead | seed | seeds tried | what noticed |");
+    println!("|---|---|---:|---:|---|");
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(mutant) = Mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let until = arguments.from + arguments.seeds;
+                    let noticed = (arguments.from..until).find_map(|seed| {
+                        match spawn(seed, arguments, Some(*mutant), false) {
+                            Ok(outcome) => outcome.violations.first().map(|first| (seed, first.clone())),
+                            Err(error) => Some((seed, format!("{error:#}"))),
+                        }
+                    });
+                    let (name, what) = (mutant.name(), mutant.what());
+                    if let Some((seed, violation)) = noticed {
+                        let tried = seed - arguments.from + 1;
+                        println!("| `{name}` | {what} | {seed} | {tried} | {violation} |");
+                    } else {
+                        missed.fetch_add(1, Ordering::Relaxed);
+                        println!("| `{name}` | {what} | - | {} | nothing |", arguments.seeds);
+                    }
+                }
+            });
+        }
+    });
+    Ok(missed.into_inner() > 0)
 }
 
 fn print(outcome: &Outcome) {
