@@ -3,8 +3,9 @@
 //! The table includes batches that are staged and not committed, so a repetition that overtakes
 //! the commit is recognised too; who asks decides whether to answer it yet. It is rebuilt after a
 //! takeover from a state frame and batch headers, never from data. The rules are Kafka's
-//! (KIP-98): five batches are remembered per producer, a new epoch starts at sequence zero, and a
-//! producer that is unknown may start anywhere.
+//! (KIP-98): five batches are remembered per producer, and a new epoch starts at sequence zero. So
+//! does a producer that is unknown: were it to start anywhere, a batch that overtakes the ones before
+//! it would make those look like repetitions, and they would be acknowledged without being written.
 
 use std::collections::HashMap;
 
@@ -33,6 +34,14 @@ pub enum SequenceError {
         epoch: i16,
         /// The newest epoch seen.
         newest: i16,
+    },
+    /// Nothing is known of the producer, and this is not its first batch.
+    #[error("producer {producer} is unknown here and sent sequence {found}, 0 was expected")]
+    Unknown {
+        /// The producer.
+        producer: ProducerId,
+        /// The batch's first sequence.
+        found: i32,
     },
     /// A batch before this one is missing.
     #[error("producer {producer} sent sequence {found}, {expected} was expected")]
@@ -107,8 +116,12 @@ impl Producers {
             return Ok(Verdict::New);
         };
         let (epoch, first) = (batch.producer_epoch(), batch.base_sequence());
+        let begins = || match first {
+            0 => Ok(Verdict::New),
+            found => Err(SequenceError::Unknown { producer, found }),
+        };
         let Some(entry) = self.entries.get(&producer) else {
-            return Ok(Verdict::New);
+            return begins();
         };
         if epoch < entry.epoch {
             return Err(SequenceError::Fenced {
@@ -135,7 +148,7 @@ impl Producers {
             return Ok(Verdict::Duplicate(known.base_offset));
         }
         let Some(newest) = entry.batches.last() else {
-            return Ok(Verdict::New);
+            return begins();
         };
         let expected = sequence_after(newest.last_sequence, 1);
         if first == expected {

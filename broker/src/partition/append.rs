@@ -295,6 +295,7 @@ fn refuse_sequence(error: &SequenceError, id: forebay_record::PartitionId) -> Fa
     let code = match error {
         SequenceError::Fenced { .. } => ErrorCode::FencedProducer,
         SequenceError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
+        SequenceError::Unknown { .. } => ErrorCode::UnknownProducer,
         SequenceError::Repeated { .. } => ErrorCode::DuplicateSequence,
     };
     Failure::new(code, format!("{id}: {error}"))

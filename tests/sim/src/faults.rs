@@ -56,7 +56,11 @@ impl<'a> Troublemaker<'a> {
             0 => u64::MAX,
             _ => random.u64() | 1,
         };
-        let pause_ms = [150, 600, 2_500][random.range(0, 3) as usize % 3];
+        let pause_ms = match random.range(0, 3) {
+            0 => 150,
+            1 => 600,
+            _ => 2_500,
+        };
         Self {
             world,
             hosts,
