@@ -21,6 +21,7 @@ use crate::content::CheckedFrame;
 use crate::disk::Disk;
 use crate::index::{Entry, Index};
 use crate::journal::files::FileTable;
+use crate::journal::format::SegmentState;
 use crate::journal::note::{COMMITTED_MAX, Note};
 use crate::journal::pool::{Pool, Purpose, Spare};
 use crate::journal::writer::{CommitTimes, Fit, Writer};
@@ -563,14 +564,14 @@ impl Core {
         for (segment, entries) in std::mem::take(&mut self.staged) {
             if let Some(state) = self.parts.replica.segment(segment) {
                 self.parts.index.publish(&state, &entries);
+                self.show_copy(&state);
             }
             self.changed.remove(&segment);
-            self.show_copy(segment);
         }
         for segment in std::mem::take(&mut self.changed) {
             if let Some(state) = self.parts.replica.segment(segment) {
                 self.parts.index.publish(&state, &[]);
-                self.show_copy(segment);
+                self.show_copy(&state);
             }
         }
         let queue_delay_us = std::mem::take(&mut self.queue_delay_us);
@@ -581,10 +582,11 @@ impl Core {
         self.out.extend(replies);
     }
 
-    /// Tells the index that a copy is under way; its end is told where it ends.
-    fn show_copy(&self, segment: SegmentId) {
-        if self.parts.replica.is_copying(segment) {
-            self.parts.index.copying(segment, true);
+    /// Tells the index whether a copy is under way.
+    fn show_copy(&self, state: &SegmentState) {
+        if state.copied {
+            let copying = self.parts.replica.is_copying(state.segment);
+            self.parts.index.copying(state.segment, copying);
         }
     }
 

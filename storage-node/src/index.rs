@@ -327,7 +327,10 @@ impl Index {
         let segment = match self.get(state.segment) {
             Some(segment) => segment,
             None => {
-                let new = Arc::new(SegmentIndex::new(state, Vec::new()));
+                let new = SegmentIndex::new(state, Vec::new());
+                // Whoever looks must not take a copy that begins for one that was left.
+                new.copying.store(state.copied, Ordering::Release);
+                let new = Arc::new(new);
                 self.segments.write().entry(state.segment).or_insert(new).clone()
             }
         };
