@@ -36,6 +36,12 @@ struct Arguments {
     /// Gets one line of JSON for each round.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Keeps logs and histories of all rounds.
+    #[arg(long)]
+    keep: bool,
+    /// Leaves out all faults that need root, whoever runs this.
+    #[arg(long)]
+    plain: bool,
     /// Checks a history that a failed round left, and does nothing else.
     #[arg(long)]
     check: Option<PathBuf>,
@@ -69,11 +75,16 @@ fn start(arguments: &Arguments) -> anyhow::Result<bool> {
     let settings = Settings {
         binary,
         folder,
+        keep: arguments.keep,
         length: Duration::from_secs(arguments.seconds),
-        abilities: Abilities::probe(),
+        abilities: if arguments.plain {
+            Abilities::default()
+        } else {
+            Abilities::probe()
+        },
     };
     for missing in settings.abilities.missing() {
-        println!("left out on this machine: {missing}");
+        println!("left out: {missing}");
     }
     let seed = arguments.seed.unwrap_or_else(|| OsRandom.u64() >> 16);
     let runtime = tokio::runtime::Runtime::new()?;
@@ -107,6 +118,9 @@ async fn rounds(settings: &Settings, first: u64, arguments: &Arguments) -> anyho
 
 fn tell(outcome: &Outcome) {
     println!("{}", outcome.line());
+    if let Some(kept) = &outcome.kept {
+        println!("  logs and history.jsonl are in {}", kept.display());
+    }
     if outcome.is_clean() {
         return;
     }
@@ -121,9 +135,6 @@ fn tell(outcome: &Outcome) {
         if lines.len() > 20 {
             println!("  {what}: {} more", lines.len() - 20);
         }
-    }
-    if let Some(kept) = &outcome.kept {
-        println!("  logs and history.jsonl are in {}", kept.display());
     }
 }
 

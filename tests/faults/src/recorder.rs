@@ -13,12 +13,23 @@ pub struct Recorder {
     inner: Mutex<Inner>,
 }
 
+/// A time without an acknowledgement.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gap {
+    /// How long, microseconds.
+    pub us: u64,
+    /// In which partition.
+    pub partition: u64,
+    /// Since when, microseconds since the round began.
+    pub from_us: u64,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     history: History,
     /// When something was last acknowledged in a partition, microseconds.
     last_ack_us: BTreeMap<u64, u64>,
-    longest_gap_us: u64,
+    longest_gap: Gap,
     /// Sends of which the acknowledgement is not known yet: when they began.
     begun_us: BTreeMap<Produced, u64>,
     /// The newest begin of a record that was acknowledged, by partition.
@@ -67,7 +78,14 @@ impl Recorder {
         let mut inner = self.inner.lock();
         let now = self.now_us();
         if let Some(last) = inner.last_ack_us.insert(record.partition, now) {
-            inner.longest_gap_us = inner.longest_gap_us.max(now - last);
+            let gap = Gap {
+                us: now - last,
+                partition: record.partition,
+                from_us: last,
+            };
+            if gap.us > inner.longest_gap.us {
+                inner.longest_gap = gap;
+            }
         }
         if let Some(begun) = inner.begun_us.remove(&record) {
             let newest = inner.acked_begun_us.entry(record.partition).or_default();
@@ -137,10 +155,10 @@ impl Recorder {
             .collect()
     }
 
-    /// Longest time that a partition went without an acknowledgement, milliseconds.
+    /// The longest time that a partition went without an acknowledgement.
     #[must_use]
-    pub fn longest_gap_ms(&self) -> u64 {
-        self.inner.lock().longest_gap_us / 1_000
+    pub fn longest_gap(&self) -> Gap {
+        self.inner.lock().longest_gap
     }
 
     /// All that was noted.

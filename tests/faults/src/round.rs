@@ -49,6 +49,8 @@ pub struct Settings {
     pub length: Duration,
     /// What can be broken here.
     pub abilities: Abilities,
+    /// Keep logs and history of rounds where all is well, too.
+    pub keep: bool,
 }
 
 /// What became of a round.
@@ -74,6 +76,10 @@ pub struct Outcome {
     pub chain_records: u64,
     /// Longest time that a partition went without an acknowledgement.
     pub longest_gap_ms: u64,
+    /// Which partition that was.
+    pub longest_gap_partition: u64,
+    /// When it began, counted as the faults' times are.
+    pub longest_gap_at_ms: i64,
     /// From the end of the last fault until every partition took records again.
     pub healed_ms: u64,
     /// Processes that ended by themselves and were started again.
@@ -82,7 +88,7 @@ pub struct Outcome {
     pub failures: Vec<String>,
     /// How long all of it took.
     pub seconds: f64,
-    /// Logs and history, where something is wrong.
+    /// Logs and history, where they are kept.
     pub kept: Option<PathBuf>,
 }
 
@@ -97,7 +103,7 @@ impl Outcome {
     #[must_use]
     pub fn line(&self) -> String {
         format!(
-            "seed {}: {}; acked {} unknown {} failed {} reads {} scans {} gap {:.1}s healed {:.1}s exits {} {:.0}s {}",
+            "seed {}: {}; acked {} unknown {} failed {} reads {} scans {} gap {:.1}s (partition {} at {:.1}s) healed {:.1}s exits {} {:.0}s {}",
             self.seed,
             self.faults.join(", "),
             self.acked,
@@ -106,6 +112,8 @@ impl Outcome {
             self.reads,
             self.scans,
             self.longest_gap_ms as f64 / 1e3,
+            self.longest_gap_partition,
+            self.longest_gap_at_ms as f64 / 1e3,
             self.healed_ms as f64 / 1e3,
             self.exits.len(),
             self.seconds,
@@ -126,9 +134,11 @@ struct Round {
     notes: Vec<String>,
     failures: Vec<String>,
     healed_ms: u64,
+    /// When the faults began, microseconds since the round did.
+    broken_us: u64,
 }
 
-/// Runs one round. Its folder is removed where all is well.
+/// Runs one round. Its folder is removed where all is well, unless it is to be kept.
 ///
 /// # Errors
 /// Where the harness itself cannot do its work.
@@ -150,6 +160,7 @@ pub async fn run(settings: &Settings, seed: u64) -> anyhow::Result<Outcome> {
         notes: Vec::new(),
         failures: Vec::new(),
         healed_ms: 0,
+        broken_us: 0,
     };
     let supervisor = round.supervisor();
     if let Err(error) = round.go(seed, &planned).await {
@@ -158,7 +169,7 @@ pub async fn run(settings: &Settings, seed: u64) -> anyhow::Result<Outcome> {
     // It holds the site: only when it has ended does dropping that end the processes.
     supervisor.abort();
     let _ = supervisor.await;
-    round.end(seed, &planned, &folder, began)
+    round.end(seed, &planned, (&folder, settings.keep), began)
 }
 
 fn start(settings: &Settings, planned: &[Planned], folder: &Path) -> anyhow::Result<Site> {
@@ -323,6 +334,7 @@ impl Round {
     async fn inject(&mut self, seed: u64, planned: &[Planned]) -> anyhow::Result<()> {
         let random = SeededRandom::stream(seed, 1);
         let began = tokio::time::Instant::now();
+        self.broken_us = self.recorder.now_us();
         let mut moments: Vec<(u64, usize, bool)> = Vec::new();
         for (index, one) in planned.iter().enumerate() {
             moments.push((one.at_ms, index, true));
@@ -373,7 +385,7 @@ impl Round {
         mut self,
         seed: u64,
         planned: &[Planned],
-        folder: &Path,
+        (folder, keep): (&Path, bool),
         began: Instant,
     ) -> anyhow::Result<Outcome> {
         let (exits, panics) = {
@@ -406,8 +418,9 @@ impl Round {
             chain_records,
             ..
         } = report.counts;
+        let gap = self.recorder.longest_gap();
         let mut kept = None;
-        if self.failures.is_empty() {
+        if self.failures.is_empty() && !keep {
             std::fs::remove_dir_all(folder)?;
         } else {
             let file = std::fs::File::create(folder.join("history.jsonl"))?;
@@ -424,7 +437,9 @@ impl Round {
             reads,
             scans: complete_scans,
             chain_records,
-            longest_gap_ms: self.recorder.longest_gap_ms(),
+            longest_gap_ms: gap.us / 1_000,
+            longest_gap_partition: gap.partition,
+            longest_gap_at_ms: (gap.from_us.cast_signed() - self.broken_us.cast_signed()) / 1_000,
             healed_ms: self.healed_ms,
             exits,
             failures: self.failures,

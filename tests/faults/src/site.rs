@@ -221,7 +221,7 @@ impl Site {
             Kind::Broker => (
                 "broker,controller",
                 format!(
-                    "[broker]\nid = {number}\ndata_listen = \"{}\"\nsession_ttl = \"3s\"\n",
+                    "[broker]\nid = {number}\ndata_listen = \"{}\"\nsession_ttl = \"5s\"\n",
                     listen(address.data)
                 ),
             ),

@@ -18,6 +18,7 @@ async fn five_rounds_of_faults_break_no_promise() {
         folder: folder.clone(),
         length: Duration::from_secs(8),
         abilities: Abilities::probe(),
+        keep: false,
     };
     for missing in settings.abilities.missing() {
         println!("left out on this machine: {missing}");
