@@ -11,7 +11,7 @@ use crate::counter::random_uuid;
 use crate::failure::{MetaFailure, TRIES_MAX, decode};
 use crate::keys;
 use crate::record::encode;
-use crate::store::{Compare, MetaStore, Op, Txn, TxnError};
+use crate::store::{Compare, Entry, MetaStore, Op, Txn, TxnError};
 
 /// Most replicas of a segment.
 const REPLICAS_MAX: u8 = 7;
@@ -40,6 +40,9 @@ pub struct Cluster {
     pub replicas: u8,
     /// Replicas that must have synced an entry before it is committed.
     pub ack_quorum: u8,
+    /// The metadata store was restored from a backup, and the operator's command has not finished:
+    /// until then nothing but storage nodes may run.
+    pub restoring: bool,
 }
 
 /// Why a process is no part of the cluster.
@@ -89,6 +92,7 @@ pub async fn join(
         incarnation: 1,
         replicas: u32::from(desired.replicas),
         ack_quorum: u32::from(desired.ack_quorum),
+        restoring: false,
     };
     let mut unknown: Option<TxnError> = None;
     for _ in 0..TRIES_MAX {
@@ -171,7 +175,23 @@ fn compare(desired: &ClusterSettings, stored: ClusterRecord) -> Result<Cluster, 
         incarnation: stored.incarnation,
         replicas: desired.replicas,
         ack_quorum: desired.ack_quorum,
+        restoring: stored.restoring,
     })
+}
+
+/// The cluster's record and its entry, none where no process has ever started.
+///
+/// # Errors
+/// Where the store does not answer or the record is damaged.
+pub async fn stored(store: &dyn MetaStore) -> Result<Option<(Entry, ClusterRecord)>, MetaFailure> {
+    let (entry, _) = store.get(keys::CLUSTER).await?;
+    match entry {
+        Some(entry) => {
+            let record = decode(&entry)?;
+            Ok(Some((entry, record)))
+        }
+        None => Ok(None),
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod keys;
 pub mod locate;
 pub mod model;
 pub mod record;
+pub mod restore;
 pub mod session;
 pub mod storage;
 pub mod store;

@@ -14,8 +14,9 @@ use forebay_proto::v1::storage_node_client::StorageNodeClient;
 use forebay_proto::v1::storage_node_server::StorageNode;
 use forebay_proto::v1::{
     BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, DrainRequest, DrainResponse,
-    HoldsRequest, HoldsResponse, InitProducerRequest, InitProducerResponse, LocateRequest, LocateResponse,
-    PingRequest, PingResponse, StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
+    HoldsRequest, HoldsResponse, InitProducerRequest, InitProducerResponse, InventoryRequest,
+    InventoryResponse, LocateRequest, LocateResponse, PingRequest, PingResponse, StorageNodeStatus,
+    StorageNodeStatusRequest, SummarizeRequest,
 };
 use forebay_runtime::net::{Addr, Connector, for_grpc};
 use parking_lot::Mutex;
@@ -226,5 +227,14 @@ impl StorageNode for RemoteNode {
 
     async fn holds(&self, request: Request<HoldsRequest>) -> Result<Response<HoldsResponse>, Status> {
         StorageNodeClient::new(self.channel.clone()).holds(request).await
+    }
+
+    async fn inventory(
+        &self,
+        request: Request<InventoryRequest>,
+    ) -> Result<Response<InventoryResponse>, Status> {
+        StorageNodeClient::new(self.channel.clone())
+            .inventory(request)
+            .await
     }
 }

@@ -98,6 +98,7 @@ impl Data for DataHandler {
                 log_start: one.log_start.0,
                 batches: batches.freeze(),
                 error: one.failure.map(Error::from),
+                skip_to: one.skip_to.map(forebay_record::Offset::get),
             }
         });
         Ok(Response::new(FetchResponse {

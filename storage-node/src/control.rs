@@ -4,13 +4,15 @@ use std::sync::Weak;
 
 use forebay_proto::error::Failure;
 use forebay_proto::v1;
-use forebay_record::PartitionId;
+use forebay_record::{Epoch, PartitionId, SegmentId, Token};
 use tonic::{Request, Response, Status};
 
 use crate::node::Shared;
 
 /// Partitions in one question.
 const HOLDS_MAX: usize = 1000;
+/// Segments in one page of an inventory.
+const INVENTORY_MAX: usize = 1000;
 
 /// Answers for a node as long as it is there; cheap to clone.
 #[derive(Debug, Clone)]
@@ -26,6 +28,40 @@ impl Control {
 
 fn stopped() -> Status {
     Failure::new(v1::ErrorCode::ShuttingDown, "the storage node has stopped").into()
+}
+
+/// One page of what is held. Reads the first frame of each segment: blocks.
+fn inventory(shared: &Shared, after: Option<SegmentId>) -> v1::InventoryResponse {
+    let reader = shared.reader();
+    let found = shared.index.after(after, INVENTORY_MAX);
+    let more = found.len() == INVENTORY_MAX;
+    let segments = found.into_iter().map(|(id, index)| {
+        let opened = reader.opened(id).ok();
+        let (token, open) = opened.map_or((Token(0), None), |(token, open)| (token, Some(open)));
+        let replicas = open.iter().flat_map(|open| &open.replicas);
+        v1::InventorySegment {
+            partition_id: id.partition.0,
+            epoch: id.epoch.0,
+            seq: id.seq,
+            token: token.0,
+            base: index.base().0,
+            tail: index.tail().0,
+            committed: index.committed().0,
+            limbo: index.is_limbo(),
+            bytes: index.bytes(),
+            ack_quorum: open.as_ref().map_or(0, |open| u32::from(open.ack_quorum)),
+            replicas: replicas
+                .map(|(node, generation)| v1::ReplicaDescription {
+                    node: node.0,
+                    generation: generation.0,
+                })
+                .collect(),
+        }
+    });
+    v1::InventoryResponse {
+        segments: segments.collect(),
+        more,
+    }
 }
 
 #[tonic::async_trait]
@@ -52,5 +88,19 @@ impl v1::storage_node_server::StorageNode for Control {
         let shared = self.shared.upgrade().ok_or_else(stopped)?;
         partition_ids.retain(|id| shared.index.holds(PartitionId(*id)));
         Ok(Response::new(v1::HoldsResponse { partition_ids }))
+    }
+
+    async fn inventory(
+        &self,
+        request: Request<v1::InventoryRequest>,
+    ) -> Result<Response<v1::InventoryResponse>, Status> {
+        let after = request.into_inner().after.map(|last| SegmentId {
+            partition: PartitionId(last.partition_id),
+            epoch: Epoch(last.epoch),
+            seq: last.seq,
+        });
+        let shared = self.shared.upgrade().ok_or_else(stopped)?;
+        let listing = tokio::task::spawn_blocking(move || inventory(&shared, after));
+        listing.await.map(Response::new).map_err(|_| stopped())
     }
 }

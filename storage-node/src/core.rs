@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
+use forebay_meta::store::Revision;
 use forebay_proto::data::replica::{Copied, CopyRequest, FenceItem, FromNode, NodeFailure, Refusal};
 use forebay_record::frame::{FrameError, HEADER_LEN};
 use forebay_record::{Epoch, Generation, Offset, SegmentId, Token};
@@ -446,6 +447,25 @@ impl Core {
     /// Notes how long a frame waited before it came here.
     pub(crate) fn waited(&mut self, us: u32) {
         self.queue_delay_us = self.queue_delay_us.max(us);
+    }
+
+    /// Remembers how far the metadata store has come, durably: a start compares it with what the store
+    /// says then (I24).
+    pub(crate) fn remember(&mut self, revision: Revision, record_revision: Revision) {
+        let superblock = &mut self.parts.superblock;
+        let known = (superblock.revision, superblock.record_revision);
+        let seen = (known.0.max(revision.0), known.1.max(record_revision.0));
+        if self.failed.is_some() || known == seen {
+            return;
+        }
+        (superblock.revision, superblock.record_revision) = seen;
+        match superblock.write(&*self.parts.disk) {
+            Ok(()) => {}
+            Err(SuperblockError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                tracing::warn!(error = %source, "the superblock does not learn the newest metadata revision");
+            }
+            Err(error) => self.fail(&error.into()),
+        }
     }
 
     /// What the node as a whole takes from now on.

@@ -7,7 +7,7 @@
 //! lies in it. Locks are held to copy entries, never over I/O.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -87,6 +87,8 @@ pub struct HeldFacts {
     pub base: Offset,
     /// First offset not held.
     pub tail: Offset,
+    /// Highest committed offset that its owner stated.
+    pub committed: Offset,
     /// Bytes of its frames.
     pub bytes: u64,
     /// Its frames.
@@ -140,6 +142,11 @@ impl SegmentIndex {
         Offset(self.committed.load(Ordering::Acquire))
     }
 
+    /// Bytes of its frames.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     /// Durably closed.
     pub fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Acquire)
@@ -167,6 +174,11 @@ impl SegmentIndex {
             .take_while(|entry| entry.end <= until && take(entry))
             .copied()
             .collect()
+    }
+
+    /// Its oldest frame here.
+    pub fn first(&self) -> Option<Entry> {
+        self.entries.read().first().copied()
     }
 
     /// Whether a frame is held, and where the entry says.
@@ -245,12 +257,24 @@ impl Index {
         counts
     }
 
+    /// Segments after one, rising.
+    pub fn after(&self, after: Option<SegmentId>, max: usize) -> Vec<(SegmentId, Arc<SegmentIndex>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let segments = self.segments.read();
+        let range = segments.range((from, Bound::Unbounded));
+        range
+            .take(max)
+            .map(|(id, segment)| (*id, Arc::clone(segment)))
+            .collect()
+    }
+
     /// All segments, rising.
     pub fn held(&self) -> Vec<HeldFacts> {
         let facts = |(id, segment): (&SegmentId, &Arc<SegmentIndex>)| HeldFacts {
             segment: *id,
             base: segment.base,
             tail: segment.tail(),
+            committed: segment.committed(),
             bytes: segment.bytes.load(Ordering::Relaxed),
             frames: segment.entries.read().len() as u64,
             copied_by: segment.copied_by(),
@@ -435,6 +459,7 @@ mod tests {
             segment: writer.segment,
             base: Offset(10),
             tail: writer.next,
+            committed: Offset(15),
             bytes,
             frames: 5,
             copied_by: None,

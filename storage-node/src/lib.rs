@@ -28,7 +28,7 @@ pub use content::{CheckedFrame, ContentError};
 pub use control::Control;
 pub use disk::DirectIo;
 pub use index::{Entry, Index, SegmentIndex};
-pub use node::{Environment, StartError, StorageNode, reformat, reformat_in};
+pub use node::{Environment, Reformat, StartError, StorageNode};
 pub use register::{Refused, RegisterError};
 pub use resume::ResumeError;
 pub use superblock::{Superblock, SuperblockError};

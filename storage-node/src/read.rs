@@ -13,7 +13,8 @@ use forebay_proto::data::replica::{
 };
 use forebay_record::batch::HEADER_LEN as BATCH_HEADER_LEN;
 use forebay_record::frame::{Frame, FrameHeader, FrameKind};
-use forebay_record::{Generation, Offset, SegmentId};
+use forebay_record::state::OpenPayload;
+use forebay_record::{Generation, Offset, SegmentId, Token};
 use forebay_runtime::mutant::{self, Mutant};
 
 use crate::buffer::Buffer;
@@ -47,6 +48,21 @@ impl Reader {
             return Err(NodeFailure::WrongGeneration(self.generation));
         }
         self.index.get(segment).ok_or(NodeFailure::NotFound)
+    }
+
+    /// Token and content of a segment's first frame.
+    pub(crate) fn opened(&self, segment: SegmentId) -> Result<(Token, OpenPayload), NodeFailure> {
+        let index = self.index.get(segment).ok_or(NodeFailure::NotFound)?;
+        let first = index.first().filter(|entry| entry.kind == FrameKind::Open);
+        let first = first.ok_or(NodeFailure::Corrupt)?;
+        let mut opened = None;
+        self.headers_and_frames(segment, &[first], |_, header, payload| {
+            opened = OpenPayload::decode(&payload)
+                .ok()
+                .map(|open| (header.token, open));
+            true
+        })?;
+        opened.ok_or(NodeFailure::Corrupt)
     }
 
     /// Whole batches from the one that holds `from` on.

@@ -12,11 +12,14 @@ use forebay_meta::keys;
 use forebay_meta::record::{RecordError, decode, encode};
 use forebay_meta::store::{Compare, Entry, MetaStore, Op, ReadError, Revision, Txn, TxnError};
 use forebay_proto::stored::{NodeRecord, NodeState};
-use forebay_record::{Generation, NodeId};
+use forebay_record::{Generation, NodeId, SegmentId};
 use uuid::Uuid;
 
 use crate::config::Config;
 use crate::superblock::Superblock;
+
+/// Generations of one node between two restores of the metadata store.
+const GENERATIONS_PER_INCARNATION: u32 = 1_000;
 
 /// Why a node must not start with this folder.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -24,7 +27,8 @@ pub enum Refused {
     /// The folder has no superblock, and the store knows the node.
     #[error(
         "data folder {} holds no data of storage node {node}, which the metadata store knows with \
-         generation {generation}: is it mounted? reformat takes a new generation", .path.display()
+         generation {generation}: is it mounted? if its data is lost for good, `forebay storage reformat` takes \
+         a new generation", .path.display()
     )]
     Missing {
         /// The folder.
@@ -49,7 +53,7 @@ pub enum Refused {
     /// The folder is older than what the store remembers.
     #[error(
         "data folder {} was restored from an older image: its {what} is {found}, the metadata \
-         store remembers {expected}; reformat takes a new generation", .path.display()
+         store remembers {expected}; `forebay storage reformat` takes a new generation", .path.display()
     )]
     Older {
         /// The folder.
@@ -63,7 +67,8 @@ pub enum Refused {
     },
     /// The store is older than what the folder remembers, or another one.
     #[error(
-        "metadata store is behind data folder {}: {what} is {found} there and {expected} here (I24)",
+        "metadata store is behind data folder {}: {what} is {found} there and {expected} here (I24); if the \
+         store was restored from a backup, `forebay metadata raise-incarnation` brings both together",
         .path.display()
     )]
     StoreBehind {
@@ -76,9 +81,36 @@ pub enum Refused {
         /// As the folder remembers.
         expected: u64,
     },
+    /// The folder holds what the store knows nothing of.
+    #[error(
+        "metadata store is behind data folder {}: {segment} is there, {why} (I24); if the store was \
+         restored from a backup, `forebay metadata raise-incarnation` brings both together", .path.display()
+    )]
+    Unknown {
+        /// The folder.
+        path: PathBuf,
+        /// What is held.
+        segment: SegmentId,
+        /// What the store says instead.
+        why: String,
+    },
     /// An operator declared the node gone.
-    #[error("storage node {node} was declared gone; reformat {} takes a new generation", .path.display())]
+    #[error(
+        "storage node {node} was declared gone; `forebay storage reformat` of {} takes a new generation",
+        .path.display()
+    )]
     Gone {
+        /// The node.
+        node: NodeId,
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There is nothing to reformat.
+    #[error(
+        "the metadata store does not know storage node {node}: it starts on {} without being reformatted",
+        .path.display()
+    )]
+    NeverStarted {
         /// The node.
         node: NodeId,
         /// The folder.
@@ -114,6 +146,8 @@ pub(crate) struct Identity<'a> {
     pub cluster: &'a str,
     pub incarnation: u32,
     pub revision: Revision,
+    /// Revision of the node's record, zero where there is none.
+    pub record_revision: Revision,
 }
 
 /// Decides by what the folder and the store say.
@@ -130,7 +164,7 @@ pub(crate) fn plan(
             boot: 1,
         }),
         (None, Some(record)) if gone => Ok(Plan::Fresh {
-            generation: Generation(record.generation + 1),
+            generation: next_generation(record, me.incarnation),
             boot: record.boot + 1,
         }),
         (None, Some(record)) => {
@@ -147,6 +181,18 @@ pub(crate) fn plan(
         }),
         (Some(superblock), record) => {
             check_identity(me, superblock)?;
+            if me.incarnation > superblock.incarnation {
+                return raised(me, superblock, record);
+            }
+            let seen = superblock.record_revision;
+            if record.is_some() && me.record_revision.0 < seen {
+                return Err(Refused::StoreBehind {
+                    path: path(),
+                    what: "revision of this node's record",
+                    found: me.record_revision.0,
+                    expected: seen,
+                });
+            }
             let boot = match record {
                 Some(record) => resumed_boot(me, superblock, record)?,
                 // The first start may have ended between folder and store.
@@ -155,6 +201,35 @@ pub(crate) fn plan(
             };
             Ok(Plan::Resume { boot })
         }
+    }
+}
+
+/// The generation after a record's. Each incarnation begins with its own: a record that was restored
+/// from a backup does not know how many there were.
+pub(crate) fn next_generation(record: &NodeRecord, incarnation: u32) -> Generation {
+    let first = incarnation
+        .saturating_sub(1)
+        .saturating_mul(GENERATIONS_PER_INCARNATION)
+        .saturating_add(1);
+    Generation(record.generation.saturating_add(1).max(first))
+}
+
+/// A start after the incarnation was raised: the record is as old as the backup, so the folder may be
+/// of a later boot, a later generation, or of a node that the backup does not know. An older one, or
+/// another disk of the same generation, is refused as always.
+fn raised(me: Identity<'_>, superblock: &Superblock, record: Option<&NodeRecord>) -> Result<Plan, Refused> {
+    let boot = superblock.boot + 1;
+    let Some(record) = record else {
+        return Ok(Plan::Resume { boot });
+    };
+    if superblock.generation.0 > record.generation {
+        return Ok(Plan::Resume {
+            boot: boot.max(record.boot + 1),
+        });
+    }
+    match resumed_boot(me, superblock, record) {
+        Err(Refused::StoreBehind { .. }) => Ok(Plan::Resume { boot }),
+        resumed => resumed.map(|boot| Plan::Resume { boot }),
     }
 }
 
@@ -285,10 +360,20 @@ pub enum RegisterError {
 }
 
 /// The record as it was read.
+#[derive(Debug)]
 pub(crate) struct Seen {
     pub entry: Option<Entry>,
     pub record: Option<NodeRecord>,
     pub revision: Revision,
+}
+
+impl Seen {
+    /// Revision of the record, zero where there is none.
+    pub(crate) fn record_revision(&self) -> Revision {
+        self.entry
+            .as_ref()
+            .map_or(Revision(0), |entry| entry.mod_revision)
+    }
 }
 
 pub(crate) async fn read(meta: &dyn MetaStore, node: NodeId) -> Result<Seen, RegisterError> {
@@ -338,7 +423,7 @@ pub(crate) async fn register(
     meta: &dyn MetaStore,
     seen: &Seen,
     record: &NodeRecord,
-) -> Result<(), RegisterError> {
+) -> Result<Revision, RegisterError> {
     let node = NodeId(record.id);
     let key = keys::node(node);
     let unchanged = match &seen.entry {
@@ -347,13 +432,14 @@ pub(crate) async fn register(
     };
     let txn = Txn::new().when(unchanged).then(Op::put(key, encode(record)));
     match meta.txn(txn).await {
-        Ok(reply) if reply.succeeded => return Ok(()),
+        Ok(reply) if reply.succeeded => return Ok(reply.revision),
         Ok(_) | Err(TxnError::Unknown(_)) => {}
         Err(source) => return Err(RegisterError::Txn { node, source }),
     }
     let now = read(meta, node).await?;
+    let revision = now.record_revision();
     match now.record {
-        Some(now) if now == *record => Ok(()),
+        Some(now) if now == *record => Ok(revision),
         now => {
             let now = now.unwrap_or_default();
             let generation = Generation(now.generation);
@@ -366,12 +452,23 @@ pub(crate) async fn register(
     }
 }
 
-/// Stores how far the journal is durable; returns what an operator wants of the node.
+/// What a checkpoint found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    /// What an operator wants of the node.
+    pub state: NodeState,
+    /// Newest revision of the store.
+    pub revision: Revision,
+    /// Revision of the node's record.
+    pub record_revision: Revision,
+}
+
+/// Stores how far the journal is durable.
 pub(crate) async fn checkpoint(
     meta: &dyn MetaStore,
     mine: &NodeRecord,
     durable: u64,
-) -> Result<NodeState, RegisterError> {
+) -> Result<Checkpoint, RegisterError> {
     // An operator may change the record's state at the same moment: it is this start's record still.
     let mut result = checkpoint_once(meta, mine, durable).await;
     for _ in 1..CHECKPOINT_TRIES {
@@ -389,7 +486,7 @@ async fn checkpoint_once(
     meta: &dyn MetaStore,
     mine: &NodeRecord,
     durable: u64,
-) -> Result<NodeState, RegisterError> {
+) -> Result<Checkpoint, RegisterError> {
     let node = NodeId(mine.id);
     let seen = read(meta, node).await?;
     let record = seen.record.clone().unwrap_or_default();
@@ -403,9 +500,13 @@ async fn checkpoint_once(
             generation,
         });
     }
-    let state = record.state();
+    let mut checkpoint = Checkpoint {
+        state: record.state(),
+        revision: seen.revision,
+        record_revision: seen.record_revision(),
+    };
     if record.lsn_checkpoint < durable {
-        register(
+        let written = register(
             meta,
             &seen,
             &NodeRecord {
@@ -414,8 +515,10 @@ async fn checkpoint_once(
             },
         )
         .await?;
+        checkpoint.record_revision = written;
+        checkpoint.revision = seen.revision.max(written);
     }
-    Ok(state)
+    Ok(checkpoint)
 }
 
 #[cfg(test)]
@@ -438,6 +541,7 @@ mod tests {
             cluster: "c",
             incarnation: 1,
             revision: Revision(50),
+            record_revision: Revision(45),
         }
     }
 
@@ -450,6 +554,7 @@ mod tests {
             newest_file: 1,
             incarnation: 1,
             revision: 40,
+            record_revision: 0,
             cluster: "c".to_owned(),
         }
     }

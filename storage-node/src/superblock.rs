@@ -5,7 +5,7 @@
 //! | bytes     | field                                              |
 //! |-----------|----------------------------------------------------|
 //! | 0–3       | magic `FBSB`                                       |
-//! | 4         | format version, 1                                  |
+//! | 4         | format version, 2                                  |
 //! | 5–7       | zero                                               |
 //! | 8–23      | disk, a random uuid                                |
 //! | 24–27     | node                                               |
@@ -13,11 +13,15 @@
 //! | 32–39     | boot, counts the starts                            |
 //! | 40–47     | number of the newest journal file begun, 0 if none |
 //! | 48–51     | incarnation of the cluster                         |
-//! | 52–59     | highest metadata revision seen at a start          |
-//! | 60–61     | length of the cluster id, c                        |
-//! | 62–(62+c) | cluster id                                         |
+//! | 52–59     | highest metadata revision seen                     |
+//! | 60–67     | revision of the node's own record as last written  |
+//! | 68–69     | length of the cluster id, c                        |
+//! | 70–(70+c) | cluster id                                         |
 //! | …–4091    | zero                                               |
 //! | 4092–4095 | CRC-32C of bytes 0–4091                            |
+//!
+//! Version 1 has no bytes 60–67: what follows them lies eight bytes earlier. It is read, and written as
+//! version 2.
 
 use std::io;
 use std::path::PathBuf;
@@ -32,9 +36,9 @@ use crate::disk::{BLOCK_LEN, Disk};
 const NAME: &str = "superblock";
 const NEW_NAME: &str = "superblock.new";
 const MAGIC: [u8; 4] = *b"FBSB";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_RECORD: u8 = 1;
 const CHECKED_LEN: usize = BLOCK_LEN - 4;
-const FIXED_LEN: usize = 62;
 /// Longest cluster id.
 pub const CLUSTER_LEN_MAX: usize = 1024;
 
@@ -53,8 +57,12 @@ pub struct Superblock {
     pub newest_file: u64,
     /// Incarnation of the cluster.
     pub incarnation: u32,
-    /// Highest metadata revision seen at a start.
+    /// Highest metadata revision seen, as of some seconds ago.
     pub revision: u64,
+    /// Revision of the node's own record as it was last written: nobody but the node and operators
+    /// change it, so one that is older shows a store that went back in time, however far that has
+    /// gone on since.
+    pub record_revision: u64,
     /// The cluster.
     pub cluster: String,
 }
@@ -95,6 +103,7 @@ impl Superblock {
         at.put_u64_le(self.newest_file);
         at.put_u32_le(self.incarnation);
         at.put_u64_le(self.revision);
+        at.put_u64_le(self.record_revision);
         at.put_u16_le(u16::try_from(cluster.len()).unwrap_or(u16::MAX));
         at.put_slice(cluster);
         if let Some((checked, checksum)) = buffer.as_mut_slice().split_last_chunk_mut::<4>() {
@@ -116,9 +125,10 @@ impl Superblock {
         if found != computed {
             return Err(format!("checksum {found:08x}, computed {computed:08x}"));
         }
-        if checked.get(4..8) != Some(&[VERSION, 0, 0, 0]) {
-            return Err(format!("format version {:?} is not supported", checked.get(4)));
-        }
+        let version = match checked.get(4..8) {
+            Some(&[version @ (VERSION | VERSION_WITHOUT_RECORD), 0, 0, 0]) => version,
+            _ => return Err(format!("format version {:?} is not supported", checked.get(4))),
+        };
         // The block is longer than the sum of the reads, so none of them can run short.
         let mut at = checked.get(8..).unwrap_or_default();
         let mut disk = [0; 16];
@@ -131,12 +141,11 @@ impl Superblock {
             newest_file: at.get_u64_le(),
             incarnation: at.get_u32_le(),
             revision: at.get_u64_le(),
+            record_revision: if version == VERSION { at.get_u64_le() } else { 0 },
             cluster: String::new(),
         };
         let len = usize::from(at.get_u16_le());
-        let cluster = checked
-            .get(FIXED_LEN..FIXED_LEN + len)
-            .ok_or("cluster id too long")?;
+        let cluster = at.get(..len).ok_or("cluster id too long")?;
         superblock.cluster = String::from_utf8(cluster.to_vec()).map_err(|error| error.to_string())?;
         Ok(superblock)
     }
@@ -226,17 +235,28 @@ mod tests {
             newest_file: 40,
             incarnation: 1,
             revision: 1234,
+            record_revision: 1230,
             cluster: "a-cluster".to_owned(),
         }
     }
 
     #[test]
     fn the_bytes_of_a_superblock_are_pinned() {
-        let golden = include_bytes!("../tests/golden/superblock-v1.bin");
+        let golden = include_bytes!("../tests/golden/superblock-v2.bin");
         assert!(
             superblock().encode().as_slice() == golden,
             "the format changed: that needs a new version"
         );
+    }
+
+    #[test]
+    fn a_superblock_of_version_1_is_read() {
+        let golden = include_bytes!("../tests/golden/superblock-v1.bin");
+        let expected = Superblock {
+            record_revision: 0,
+            ..superblock()
+        };
+        assert_eq!(Superblock::decode(golden).unwrap(), expected);
     }
 
     #[test]

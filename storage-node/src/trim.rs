@@ -161,7 +161,13 @@ impl Ledger {
             } else if one.copied_by.is_some() && record.is_replica(one.segment, node, generation) {
                 self.adopted.insert(one.segment);
             }
-            if record.is_deletable(one.segment) {
+            // What was committed is covered for good; a record that does not know of it has gone back in
+            // time, and proves nothing (I24).
+            let forgotten = !record.deleted
+                && one.committed > one.base
+                && record.open().is_none()
+                && record.sealed_end() < one.committed;
+            if record.is_deletable(one.segment) && !forgotten {
                 // What lies in the object store is worth keeping for a while; an orphan is not, nor is
                 // what its topic took along.
                 let useful = !record.deleted && one.base < record.offloaded_end() && one.tail > one.base;
@@ -264,6 +270,7 @@ mod tests {
             segment,
             base: Offset(base),
             tail: Offset(tail),
+            committed: Offset(base),
             bytes: 100,
             frames: 2,
             copied_by: None,

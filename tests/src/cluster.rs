@@ -135,6 +135,24 @@ impl Cluster {
         Process::start(name, binary, &args, self.folder.path())
     }
 
+    /// Ends all processes but etcd as `kill -9` does.
+    pub fn kill_all(&mut self) {
+        for process in self.processes() {
+            process.kill();
+        }
+    }
+
+    fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        let (brokers, nodes, proxies) = (&mut self.brokers, &mut self.nodes, &mut self.proxies);
+        brokers.iter_mut().chain(nodes).chain(proxies)
+    }
+
+    /// Configuration file of the process with a name, as `node1`.
+    #[must_use]
+    pub fn config(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(format!("{name}.toml"))
+    }
+
     /// Folder that holds every process's data, configuration and log.
     #[must_use]
     pub fn folder(&self) -> &Path {

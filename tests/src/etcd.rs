@@ -1,7 +1,7 @@
 //! One etcd member, and what any member of a cluster is started with.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -100,6 +100,36 @@ impl Etcd {
         self.wait_until_up()
     }
 
+    /// Writes a snapshot of everything it holds.
+    ///
+    /// # Errors
+    /// Where `etcdctl` is not installed or fails.
+    pub fn save(&self, path: &Path) -> anyhow::Result<()> {
+        let endpoint = format!("--endpoints={}", self.endpoint());
+        etcdctl(&[&endpoint, "snapshot", "save", &path.display().to_string()])
+    }
+
+    /// Goes back to a snapshot; ends and starts it.
+    ///
+    /// # Errors
+    /// Where `etcdctl` fails, or it does not come up.
+    pub fn restore(&mut self, path: &Path) -> anyhow::Result<()> {
+        self.kill();
+        let data = self.folder.path().join("data");
+        std::fs::remove_dir_all(&data)?;
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        etcdctl(&[
+            "snapshot",
+            "restore",
+            &path.display().to_string(),
+            "--name=n1",
+            &format!("--data-dir={}", data.display()),
+            &format!("--initial-cluster=n1={peer}"),
+            &format!("--initial-advertise-peer-urls={peer}"),
+        ])?;
+        self.restart()
+    }
+
     fn wait_until_up(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
         let address = ([127, 0, 0, 1], self.client_port).into();
@@ -118,6 +148,21 @@ impl Etcd {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn etcdctl(args: &[&str]) -> anyhow::Result<()> {
+    let done = Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start etcdctl; `./dev test` installs it")?;
+    anyhow::ensure!(
+        done.status.success(),
+        "etcdctl {args:?}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    Ok(())
 }
 
 fn launch(folder: &tempfile::TempDir, client_port: u16, peer_port: u16) -> anyhow::Result<Child> {

@@ -107,6 +107,7 @@ impl World {
         let environment = Environment {
             cluster_id: self.cluster.id.clone(),
             incarnation: self.cluster.incarnation,
+            restoring: false,
             meta: Arc::clone(&self.store),
             bucket: None,
             clock: Arc::clone(&self.clock),

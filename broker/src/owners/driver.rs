@@ -25,6 +25,7 @@ use super::fetches::{Fetches, Waiting};
 use super::flows::Flows;
 use super::message::{Command, Outbox};
 use super::offloads::Offloads;
+use super::refusals::Refusals;
 use super::repairs::Repairs;
 use super::topics::Topics;
 use super::traces::Traces;
@@ -97,6 +98,7 @@ pub struct Driver {
     pub(super) now_ms: u64,
     nodes: HashMap<NodeId, Node>,
     pub(super) views: Nodes,
+    refusals: Refusals,
     waiters: HashMap<Ticket, Waiter>,
     pub(super) fetches: Fetches,
     traces: Traces,
@@ -132,6 +134,7 @@ impl Driver {
             now_ms: 0,
             nodes: HashMap::new(),
             views: Nodes::new(),
+            refusals: Refusals::default(),
             waiters: HashMap::new(),
             fetches: Fetches::default(),
             next_ticket: 0,
@@ -705,7 +708,7 @@ impl Driver {
                 number,
                 refusal,
             } => {
-                tracing::warn!(%node, %segment, number, ?refusal, "storage node did not take a frame");
+                self.refusals.tell(node, segment, number, refusal, self.now_ms);
                 self.settings.metrics.refused(refusal);
                 self.with_owner(segment.partition, |owner, ctx| {
                     owner.on_not_taken(node, segment, refusal, ctx)

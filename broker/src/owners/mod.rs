@@ -21,6 +21,7 @@ mod flows;
 mod message;
 mod offloads;
 mod positions;
+mod refusals;
 mod repairs;
 mod topics;
 mod traces;

@@ -193,6 +193,7 @@ impl Driver {
             manifest: plan_manifest(record, from),
             runs: plan_runs(record, from),
             segments: plan_segments(record, from, high_watermark),
+            gaps: plan_gaps(record, from),
         })
     }
 }
@@ -233,6 +234,12 @@ fn shown(end: Option<Offset>, visible: Offset) -> Offset {
         None if mutant::is(Mutant::UncommittedRead) => Offset(visible.0.saturating_add(1_000)),
         None => visible,
     }
+}
+
+/// Ranges declared lost that end after an offset.
+fn plan_gaps(record: &Partition, from: Offset) -> Vec<(Offset, Offset)> {
+    let wanted = record.gaps.iter().filter(|gap| gap.end > from);
+    wanted.map(|gap| (gap.base, gap.end)).collect()
 }
 
 /// Segments that hold visible records at or after an offset. The bound of the open one is its

@@ -11,6 +11,11 @@ use super::action::{Action, Context};
 use super::owner::{Owner, Plan};
 use super::writer::Writer;
 
+/// A node without room is tried again after this long: trims make room from one moment to the next, and on
+/// a small cluster there is no other node to go to.
+const AVOID_FULL_MS: u64 = 500;
+/// A node whose journal failed is tried again after this long.
+const AVOID_FAILED_MS: u64 = 5_000;
 /// A quiet partition tells its replicas the committed offset this long after it moved.
 const ANNOUNCE_MS: u64 = 20;
 
@@ -84,11 +89,13 @@ impl Owner {
             }
             _ => {
                 writer.give_up(node);
-                if matches!(
-                    refusal,
-                    Refusal::NoNewSegments | Refusal::DiskFull | Refusal::Failed
-                ) {
-                    self.avoid.insert(node, ctx.now_ms + 5_000);
+                let avoided_ms = match refusal {
+                    Refusal::NoNewSegments | Refusal::DiskFull => AVOID_FULL_MS,
+                    Refusal::Failed => AVOID_FAILED_MS,
+                    _ => 0,
+                };
+                if avoided_ms > 0 {
+                    self.avoid.insert(node, ctx.now_ms + avoided_ms);
                 }
                 self.mend(ctx);
             }

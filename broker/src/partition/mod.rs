@@ -19,6 +19,8 @@ mod repair;
 mod tail;
 mod takeover;
 #[cfg(test)]
+mod takeover_tests;
+#[cfg(test)]
 mod tests;
 mod writer;
 

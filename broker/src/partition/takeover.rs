@@ -34,6 +34,9 @@ use forebay_record::producers::Producers;
 const RETRY_MS: u64 = 500;
 /// The object store is given this much longer than a node.
 const OBJECT_RETRY_MS: u64 = 4_500;
+/// That nodes are silent is told after so many questions, and again after every so many.
+const TOLD_AFTER: u32 = 10;
+const TOLD_EVERY: u32 = 120;
 /// Bytes asked for at a time while carrying.
 const CARRY_BYTES: u32 = 8 << 20;
 
@@ -65,6 +68,8 @@ pub struct Fencing {
     segment: Segment,
     replies: BTreeMap<NodeId, FencedState>,
     asked_ms: u64,
+    /// How often silent nodes were asked.
+    asked: u32,
 }
 
 /// Reading the undecided tail.
@@ -79,6 +84,8 @@ pub struct Carrying {
     expected: Option<(u32, ChainHash)>,
     source: NodeId,
     tried: BTreeSet<NodeId>,
+    /// Nodes whose copy of the next entry is damaged.
+    corrupt: BTreeSet<NodeId>,
     asked_ms: u64,
 }
 
@@ -106,6 +113,7 @@ impl Owner {
                 segment,
                 replies: BTreeMap::new(),
                 asked_ms: ctx.now_ms,
+                asked: 0,
             }));
             self.send_fences(ctx);
         } else {
@@ -114,17 +122,28 @@ impl Owner {
         }
     }
 
+    /// Fences on the replicas that have not answered; also while the carry is read, where a copy that is
+    /// damaged everywhere else may be on a silent one.
     fn send_fences(&mut self, ctx: &mut Context<'_>) {
         let by = self.record.epoch;
-        let Phase::Recovering(Recovery::Fencing(fencing)) = &mut self.phase else {
-            return;
+        let (segment, replies) = match &mut self.phase {
+            Phase::Recovering(Recovery::Fencing(fencing)) => {
+                fencing.asked_ms = ctx.now_ms;
+                fencing.asked = fencing.asked.saturating_add(1);
+                if fencing.asked == TOLD_AFTER || fencing.asked.is_multiple_of(TOLD_EVERY) {
+                    let waits = Fencing::waits_for(&fencing.segment, &fencing.replies);
+                    tracing::warn!(partition = %self.record.id, segment = %fencing.segment.id, waits,
+                        "partition recovering: waits for storage nodes");
+                }
+                (&fencing.segment, &fencing.replies)
+            }
+            Phase::Recovering(Recovery::Carrying(carrying)) => (&carrying.segment, &carrying.replies),
+            _ => return,
         };
-        fencing.asked_ms = ctx.now_ms;
-        let segment = &fencing.segment;
         for (node, generation) in segment
             .replicas
             .iter()
-            .filter(|(node, _)| !fencing.replies.contains_key(node))
+            .filter(|(node, _)| !replies.contains_key(node))
         {
             let item = FenceItem {
                 segment: segment.id,
@@ -139,6 +158,13 @@ impl Owner {
 
     /// A node closed a segment.
     pub fn on_fenced(&mut self, node: NodeId, state: FencedState, ctx: &mut Context<'_>) {
+        if let Phase::Recovering(Recovery::Carrying(carrying)) = &mut self.phase {
+            // What is decided stays decided; the late one is one more copy, or says that it has none.
+            if state.segment == carrying.segment.id && carrying.segment.generation_of(node).is_some() {
+                carrying.replies.entry(node).or_insert(state);
+            }
+            return;
+        }
         let Phase::Recovering(Recovery::Fencing(fencing)) = &mut self.phase else {
             return;
         };
@@ -190,6 +216,7 @@ impl Owner {
             expected: None,
             source,
             tried: BTreeSet::new(),
+            corrupt: BTreeSet::new(),
             asked_ms: ctx.now_ms,
         }));
         self.ask_for_frames(ctx);
@@ -238,12 +265,22 @@ impl Owner {
                 Ok(progressed) => progressed,
                 Err(contradiction) => return self.halt(contradiction),
             },
-            Err(_) => false,
+            Err(failure) => {
+                if failure == NodeFailure::Corrupt {
+                    carrying.corrupt.insert(node);
+                }
+                false
+            }
         };
         let have = carrying
             .frames
             .last()
             .map_or(carrying.committed, |frame| frame.header.end);
+        if !progressed && have < carrying.end && carrying.was_never_acknowledged(have) {
+            tracing::warn!(partition = %self.record.id, segment = %carrying.segment.id, end = %have,
+                told = %carrying.end, "an entry is damaged on its only copies, too few to have been acknowledged: the log ends before it");
+            carrying.end = have;
+        }
         if have >= carrying.end {
             let (committed, end) = (carrying.committed, carrying.end);
             let segment = carrying.segment.clone();
@@ -253,6 +290,7 @@ impl Owner {
             return self.load(candidates, committed, end, frames, ctx);
         }
         if progressed {
+            carrying.corrupt.clear();
             return self.ask_for_frames(ctx);
         }
         carrying.tried.insert(node);
@@ -500,7 +538,10 @@ impl Owner {
         }
         match recovery {
             Recovery::Fencing(_) => self.send_fences(ctx),
-            Recovery::Carrying(_) => self.ask_for_frames(ctx),
+            Recovery::Carrying(_) => {
+                self.send_fences(ctx);
+                self.ask_for_frames(ctx);
+            }
             Recovery::Loading(loading) => {
                 loading.failed = 0;
                 loading.candidates.rotate_left(loading.candidates.len().min(1));
@@ -516,7 +557,37 @@ impl Owner {
     }
 }
 
+impl Fencing {
+    /// The replicas whose word is missing, for people.
+    fn waits_for(segment: &Segment, replies: &BTreeMap<NodeId, FencedState>) -> String {
+        let missing = segment
+            .replicas
+            .iter()
+            .filter_map(|(node, _)| match replies.get(node) {
+                None => Some(format!("{node}")),
+                Some(state) if !state.authoritative => Some(format!("{node} (may have lost bytes)")),
+                Some(_) => None,
+            });
+        missing.collect::<Vec<_>>().join(", ")
+    }
+}
+
 impl Carrying {
+    /// Whether the entry at `have` cannot have been acknowledged: every copy that there may be is known
+    /// to be damaged, and with so many closed replicas that never had it, there are fewer copies than
+    /// the quorum needed (I15: only those count that would know).
+    fn was_never_acknowledged(&self, have: Offset) -> bool {
+        let absent = self
+            .replies
+            .values()
+            .filter(|state| state.authoritative && state.tail <= have)
+            .count();
+        let holders = self.replies.iter().filter(|(_, state)| state.tail > have);
+        let mut damaged = holders.map(|(node, _)| self.corrupt.contains(node));
+        let copies = self.segment.replicas.len().saturating_sub(absent);
+        copies < usize::from(self.segment.ack_quorum) && damaged.all(|damaged| damaged)
+    }
+
     /// Takes frames that continue what is there; true where there were any.
     ///
     /// Every frame's hash ties it to its history, and where another closed replica ends at the same

@@ -1,6 +1,7 @@
 //! The life of a server process: its configuration, and waiting for its end.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use forebay_runtime::config::{ConfigError, Layers};
@@ -28,6 +29,9 @@ pub fn layers(
     let settings = settings.iter().cloned().chain(log_level);
     layers.env(std::env::vars_os(), &OTHER_VARIABLES)?.flags(settings)
 }
+
+/// How long a server that failed may take to stop in order.
+const FAILED_STOP: Duration = Duration::from_secs(15);
 
 /// Why a server is to stop.
 #[derive(Debug)]
@@ -70,9 +74,16 @@ pub async fn serve(running: Running) -> anyhow::Result<()> {
         Stop::Asked(signal) => info!(%signal, "stopping"),
         Stop::Failed(reason) => error!(%reason, "stopping"),
     }
-    let stopped = stop(running).await;
     match wanted {
-        Stop::Asked(_) => stopped,
-        Stop::Failed(reason) => Err(anyhow!("stopped because of {reason}")),
+        Stop::Asked(_) => stop(running).await,
+        Stop::Failed(reason) => {
+            // What failed, a disk say, may fail whatever waits for it: then the end is not in order.
+            match tokio::time::timeout(FAILED_STOP, stop(running)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => error!(%error, "not everything was stopped in order"),
+                Err(_) => error!("not everything was stopped within {FAILED_STOP:?}"),
+            }
+            Err(anyhow!("stopped because of {reason}"))
+        }
     }
 }

@@ -8,9 +8,11 @@ mod broker;
 mod cluster;
 mod completion;
 mod config;
+mod confirm;
 mod consume;
 mod ingest;
 mod lifetime;
+mod metadata;
 mod produce;
 mod quickstart;
 mod serve;
@@ -91,12 +93,15 @@ enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
-    /// List, empty and remove storage nodes
+    /// List, empty, remove and reformat storage nodes
     #[command(subcommand)]
     Storage(storage::StorageCommand),
     /// Empty a broker before it is stopped
     #[command(subcommand)]
     Broker(broker::BrokerCommand),
+    /// Repair what a restore of the metadata store leaves behind
+    #[command(subcommand)]
+    Metadata(metadata::MetadataCommand),
     /// Look at what a server is configured with, and at what can be configured
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -145,8 +150,9 @@ impl Cli {
             Command::Ingest(args) => Box::pin(ingest::run(args, &servers)).await,
             Command::Consume(args) => Box::pin(consume::run(args, &servers)).await,
             Command::Cluster(command) => Box::pin(command.run(&servers)).await,
-            Command::Storage(command) => Box::pin(command.run(&servers)).await,
+            Command::Storage(command) => Box::pin(command.run(&servers, log_level)).await,
             Command::Broker(command) => Box::pin(command.run(&servers)).await,
+            Command::Metadata(command) => Box::pin(command.run(log_level)).await,
             Command::Config(command) => command.run(log_level),
             Command::Completion(args) => completion::run(args),
             Command::Version(args) => version::run(args),

@@ -16,7 +16,7 @@ mod running;
 mod standalone;
 
 pub use config::{Config, Role};
-pub use process::Process;
+pub use process::{Process, open_etcd};
 pub use roles::start_roles;
 pub use running::Running;
 pub use standalone::{StandaloneOptions, start_standalone};

@@ -22,6 +22,24 @@ use super::config::Config;
 /// Manifests kept decoded: roots and pages of some thousand partitions.
 const MANIFEST_BYTES: usize = 32 << 20;
 
+/// Connects to the etcd that a configuration names, with the revisions of the cluster's incarnation.
+///
+/// # Errors
+/// Where none is named or none answers, or the cluster's record is damaged.
+pub async fn open_etcd(config: &Config, tasks: &Tasks) -> anyhow::Result<EtcdStore> {
+    let endpoints = config.metadata.etcd.clone();
+    anyhow::ensure!(
+        !endpoints.is_empty(),
+        "metadata.etcd names no endpoint; one machine alone runs `forebay standalone`"
+    );
+    let options = EtcdOptions::new(endpoints, &config.cluster.name);
+    let store = EtcdStore::connect_within(options, tasks, config.metadata.start_timeout.get()).await?;
+    // Before anything else is read: revisions of a raised incarnation lie above all older ones.
+    let cluster = cluster::stored(&store).await.context("the cluster's record")?;
+    let incarnation = cluster.map_or(1, |(_, record)| record.incarnation);
+    Ok(store.of_incarnation(incarnation))
+}
+
 /// The shared parts of one process.
 pub struct Process {
     pub(super) clock: Arc<dyn Clock>,
@@ -81,14 +99,7 @@ impl Process {
                 .with_context(|| format!("embedded metadata in {}", path.display()))?;
             return Ok(self.metered(store));
         }
-        let endpoints = config.metadata.etcd.clone();
-        anyhow::ensure!(
-            !endpoints.is_empty(),
-            "metadata.etcd names no endpoint; one machine alone runs `forebay standalone`"
-        );
-        let options = EtcdOptions::new(endpoints, &config.cluster.name);
-        let store = EtcdStore::connect_within(options, &tasks, config.metadata.start_timeout.get()).await?;
-        Ok(self.metered(store))
+        Ok(self.metered(open_etcd(config, &tasks).await?))
     }
 
     fn metered(&self, store: impl MetaStore) -> Arc<dyn MetaStore> {

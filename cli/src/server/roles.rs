@@ -84,6 +84,11 @@ pub(super) async fn start_with(
     });
     let store = process.open_store(&config, embedded).await?;
     let cluster = process.join(&config, store.as_ref()).await?;
+    anyhow::ensure!(
+        !cluster.restoring || roles == [Role::Storage],
+        "the metadata store was restored from a backup: only storage nodes run until \
+         `forebay metadata raise-incarnation` has finished"
+    );
     let control_address = format!("http://{}", advertised(&config, grpc_address));
     let objects = process.open_objects(&config, &cluster).await?;
     let site = Site {
@@ -277,6 +282,7 @@ async fn start_storage(
     let environment = Environment {
         cluster_id: site.cluster.id.clone(),
         incarnation: site.cluster.incarnation,
+        restoring: site.cluster.restoring,
         meta: Arc::clone(&site.store),
         bucket: site.objects.as_ref().map(|objects| objects.bucket.clone()),
         clock: Arc::clone(&process.clock),

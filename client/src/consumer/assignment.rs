@@ -13,6 +13,7 @@ use forebay_proto::v1::{ErrorCode, FetchRequest, PartitionFetch, PartitionFetche
 use forebay_record::Offset;
 use forebay_record::batch::{Batches, Header};
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::ConsumeError;
 use super::config::{ConsumerConfig, OnOutOfRange};
@@ -225,6 +226,12 @@ impl Assignment {
         }
         assigned.failing = None;
         assigned.high_watermark = Some(Offset(fetched.high_watermark));
+        if let Some(end) = fetched.skip_to.map(Offset).filter(|end| *end > assigned.fetch_at) {
+            warn!(topic = %assigned.topic, partition = assigned.partition, from = %assigned.fetch_at, to = %end,
+                "records are lost: an operator declared these offsets a gap, reading goes on behind it");
+            // Answers are taken in only when all before them was handed out, so this voids nothing.
+            return assigned.seek(end);
+        }
         let asked = assigned.fetch_at;
         for cut in Batches::new(fetched.batches) {
             let (topic, partition, offset) = (assigned.topic.clone(), assigned.partition, assigned.fetch_at);

@@ -101,6 +101,19 @@ async fn what_was_fetched_before_a_seek_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_declared_gap_is_skipped_and_reading_goes_on_behind_it() {
+    let mut bench = Bench::new(&[(0, 7)]);
+    let (_, tickets) = bench.request().unwrap();
+    let answer = PartitionFetched {
+        high_watermark: 90,
+        skip_to: Some(50),
+        ..Default::default()
+    };
+    assert!(bench.fetched(tickets[0], answer).is_empty());
+    assert_eq!(bench.request().unwrap().0, [(0, 50)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_partition_that_fails_is_left_alone_for_a_while_and_reported_in_the_end() {
     let mut bench = Bench::new(&[(0, 0), (1, 0)]);
     let (asked, tickets) = bench.request().unwrap();

@@ -225,17 +225,84 @@ impl Partition {
         self.chain.last().filter(|segment| segment.end.is_none())
     }
 
-    /// First offset that no sealed segment, run or manifest covers.
+    /// First offset that no sealed segment, run, manifest or declared gap at their end covers.
     #[must_use]
     pub fn sealed_end(&self) -> Offset {
-        let chained = self.chain.iter().rev().find_map(|segment| segment.end);
-        let open_base = self.open().map(|segment| segment.base);
-        chained
-            .or(open_base)
+        if let Some(open) = self.open() {
+            return open.base.max(self.log_start);
+        }
+        let end = self
+            .chain
+            .last()
+            .and_then(|segment| segment.end)
             .or_else(|| self.recent.last().map(|run| run.end))
             .or_else(|| self.manifest.as_ref().map(|manifest| manifest.end))
             .unwrap_or(self.log_start)
-            .max(self.log_start)
+            .max(self.log_start);
+        self.after_gap(end)
+    }
+
+    /// Where the log goes on from an offset: behind a declared gap that holds it, else there.
+    #[must_use]
+    pub fn after_gap(&self, offset: Offset) -> Offset {
+        self.gaps.iter().fold(offset, |at, gap| {
+            if gap.base <= at && at < gap.end {
+                gap.end
+            } else {
+                at
+            }
+        })
+    }
+
+    /// Declares offsets lost. Gaps that touch become one.
+    pub fn declare(&mut self, gap: Gap) {
+        if gap.end <= gap.base {
+            return;
+        }
+        self.gaps.push(gap);
+        self.gaps.sort_by_key(|gap| (gap.base, gap.end));
+        let mut merged: Vec<Gap> = Vec::with_capacity(self.gaps.len());
+        for gap in self.gaps.drain(..) {
+            match merged.last_mut() {
+                Some(last) if gap.base <= last.end && (last.reason == gap.reason || gap.base < last.end) => {
+                    last.end = last.end.max(gap.end);
+                }
+                _ => merged.push(gap),
+            }
+        }
+        self.gaps = merged;
+    }
+
+    /// Gives up what nobody can say of the open segment, or of the end of the log: the segment ends
+    /// at `end`, everything from there to `next` is declared lost, and the log goes on at `next`,
+    /// which must lie above every offset that anybody may have seen.
+    ///
+    /// # Errors
+    /// Where no segment is open, or the offsets do not rise.
+    pub fn force_seal(
+        &self,
+        end: Offset,
+        next: Offset,
+        sealed: Sealed,
+        reason: &str,
+        op: u64,
+    ) -> Result<Self, Refused> {
+        if let Some(open) = self.open()
+            && next <= end
+        {
+            return Err(Refused::End {
+                segment: open.id,
+                base: end,
+                end: next,
+            });
+        }
+        let mut forced = self.seal(end, sealed, None, op)?;
+        forced.declare(Gap {
+            base: end,
+            end: next,
+            reason: reason.to_owned(),
+        });
+        Ok(forced)
     }
 
     /// Whether a storage node may delete what it holds of a segment (I16): the partition is gone, or
@@ -426,6 +493,7 @@ impl Partition {
             );
         }
         let mut next = Self { op, ..self.clone() };
+        next.gaps.retain(|gap| gap.end > log_start);
         next.manifest = manifest.filter(|manifest| manifest.end > log_start);
         next.recent.retain(|run| run.end > covered);
         next.chain

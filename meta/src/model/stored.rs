@@ -141,9 +141,28 @@ impl TryFrom<stored::PartitionRecord> for Partition {
             .into_iter()
             .map(|one| segment(id, one))
             .collect::<Result<Vec<_>, _>>()?;
+        let gaps: Vec<Gap> = stored
+            .gaps
+            .into_iter()
+            .map(|gap| Gap {
+                base: Offset(gap.base),
+                end: Offset(gap.end),
+                reason: gap.reason,
+            })
+            .collect();
+        let is_declared = |from: Offset, to: Offset| {
+            let end = gaps.iter().fold(from, |at, gap| {
+                if gap.base <= at && at < gap.end {
+                    gap.end
+                } else {
+                    at
+                }
+            });
+            end == to
+        };
         for pair in chain.windows(2) {
             if let [older, newer] = pair
-                && (older.end != Some(newer.base) || older.token >= newer.token)
+                && (older.token >= newer.token || !older.end.is_some_and(|end| is_declared(end, newer.base)))
             {
                 return Err(bad(format!(
                     "chain of {id} is broken between {} and {}",
@@ -182,15 +201,7 @@ impl TryFrom<stored::PartitionRecord> for Partition {
                 .collect(),
             chain,
             op: stored.op,
-            gaps: stored
-                .gaps
-                .into_iter()
-                .map(|gap| Gap {
-                    base: Offset(gap.base),
-                    end: Offset(gap.end),
-                    reason: gap.reason,
-                })
-                .collect(),
+            gaps,
             deleted: stored.deleted,
         })
     }

@@ -35,6 +35,7 @@ pub use metered::MeteredStore;
 pub use simulated::{Image, SimulatedStore, Wire};
 pub use types::{
     Compare, Entry, LeaseId, Op, Page, Range, Revision, Txn, TxnReply, WatchBatch, WatchEvent, WatchKind,
+    incarnation_base,
 };
 pub use watch::WatchStream;
 

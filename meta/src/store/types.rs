@@ -21,6 +21,16 @@ impl Revision {
     }
 }
 
+/// Revisions that one incarnation of a cluster has room for.
+const INCARNATION_REVISIONS: u64 = 1 << 40;
+
+/// What is added to the revisions of a store that went back in time and whose cluster then got this
+/// incarnation, from 1: every revision of a later incarnation is above all of an earlier one.
+#[must_use]
+pub const fn incarnation_base(incarnation: u32) -> u64 {
+    (incarnation.saturating_sub(1) as u64).saturating_mul(INCARNATION_REVISIONS)
+}
+
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "r{}", self.0)

@@ -142,8 +142,10 @@ pub struct ReadPlan {
     pub manifest: Option<PlanManifest>,
     /// Offloaded ranges after the manifest, in order.
     pub runs: Vec<PlanRun>,
-    /// Segments after those, in order, contiguous.
+    /// Segments after those, in order, contiguous but for the gaps.
     pub segments: Vec<PlanSegment>,
+    /// Ranges declared lost: first offset, and end, exclusive; rising.
+    pub gaps: Vec<(Offset, Offset)>,
 }
 
 /// What a broker found for one partition of a fetch.
@@ -472,6 +474,10 @@ fn put_plan(out: &mut Encoder, plan: &ReadPlan) {
             out.u32(node.0).u32(generation.0);
         }
     }
+    out.len(plan.gaps.len());
+    for (base, end) in &plan.gaps {
+        out.u64(base.0).u64(end.0);
+    }
 }
 
 impl Message for FromBroker {
@@ -594,6 +600,7 @@ fn plan(r: &mut Reader) -> Result<ReadPlan, WireError> {
         manifest: None,
         runs: Vec::new(),
         segments: Vec::new(),
+        gaps: Vec::new(),
     };
     plan.manifest = match r.u8("manifest")? {
         0 => None,
@@ -638,6 +645,10 @@ fn plan(r: &mut Reader) -> Result<ReadPlan, WireError> {
             sealed,
             replicas,
         });
+    }
+    let count = r.count(16, "gaps")?;
+    for _ in 0..count {
+        plan.gaps.push((Offset(r.u64("base")?), Offset(r.u64("end")?)));
     }
     Ok(plan)
 }

@@ -274,6 +274,7 @@ fn from_broker(payload: Vec<u8>) -> Vec<FromBroker> {
             max_timestamp_ms: 10,
         }],
         segments: vec![planned],
+        gaps: vec![(Offset(3), Offset(4))],
     };
     vec![
         FromBroker::Produced {

@@ -30,6 +30,8 @@ use crate::membership::LiveBroker;
 
 const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 const UNREACHABLE: &str = "UNREACHABLE";
+/// State of a node whose journal is dead and that still runs.
+const FAILED: &str = "FAILED";
 
 /// When each storage node last answered this proxy, milliseconds since 1970. One entry for each
 /// node that is registered.
@@ -234,10 +236,11 @@ impl AdminHandler {
         let registered = node.state().as_str_name().trim_start_matches("NODE_STATE_");
         // One that is gone for good is not expected to answer.
         let gone = node.state() == NodeState::Gone;
-        let state = if status.is_some() || gone {
-            registered
-        } else {
-            UNREACHABLE
+        let state = match &status {
+            Some(status) if !status.failure.is_empty() => FAILED,
+            Some(_) => registered,
+            None if gone => registered,
+            None => UNREACHABLE,
         };
         StorageNodeDescription {
             id: node.id,

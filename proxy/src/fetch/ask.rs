@@ -80,6 +80,7 @@ impl Fetcher {
             } else {
                 vec![caught.batches]
             },
+            skip_to: caught.skip_to,
         });
         (want.index, found)
     }
@@ -126,6 +127,7 @@ impl Fetcher {
             high_watermark,
             log_start,
             batches,
+            skip_to: None,
         })
     }
 
@@ -145,6 +147,7 @@ impl Fetcher {
             high_watermark: end,
             log_start,
             batches: Vec::new(),
+            skip_to: None,
         })
     }
 

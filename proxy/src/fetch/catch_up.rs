@@ -51,13 +51,15 @@ pub(crate) struct Caught {
     pub log_start: Offset,
     /// Empty where the plan ends at the offset.
     pub batches: Bytes,
+    /// The offset was declared lost; the log goes on there.
+    pub skip_to: Option<Offset>,
 }
 
 /// Whether a plan says where an offset is.
 fn is_covered(plan: &ReadPlan, offset: Offset) -> bool {
     matches!(
         plan::place(plan, offset),
-        Place::Segment(_) | Place::Run(_) | Place::Manifest(_)
+        Place::Segment(_) | Place::Run(_) | Place::Manifest(_) | Place::Gap(_)
     )
 }
 
@@ -168,11 +170,21 @@ impl CatchUp {
                 Place::BelowStart => {
                     return Err(super::out_of_range(partition, from, log_start, high_watermark));
                 }
+                Place::Gap(end) => {
+                    tracing::warn!(%partition, %from, %end, "a reader is led over a range that was declared lost");
+                    return Ok(Caught {
+                        high_watermark,
+                        log_start,
+                        batches: Bytes::new(),
+                        skip_to: Some(end),
+                    });
+                }
                 Place::Beyond => {
                     return Ok(Caught {
                         high_watermark,
                         log_start,
                         batches: Bytes::new(),
+                        skip_to: None,
                     });
                 }
                 Place::Missing => Err(Failure::new(
@@ -187,6 +199,7 @@ impl CatchUp {
                         high_watermark,
                         log_start,
                         batches,
+                        skip_to: None,
                     });
                 }
                 Err(failure) => failure,

@@ -58,6 +58,8 @@ pub(crate) struct PartitionAnswer {
     pub high_watermark: Offset,
     pub log_start: Offset,
     pub batches: Vec<Bytes>,
+    /// The offset was declared lost; the log goes on there.
+    pub skip_to: Option<Offset>,
     pub failure: Option<Failure>,
 }
 
@@ -74,6 +76,8 @@ pub(crate) struct Found {
     pub high_watermark: Offset,
     pub log_start: Offset,
     pub batches: Vec<Bytes>,
+    /// The offset was declared lost; the log goes on there.
+    pub skip_to: Option<Offset>,
 }
 
 impl Found {
@@ -175,7 +179,13 @@ impl Fetcher {
                 .any(|slot| matches!(slot, Err(failure) if !may_move(failure)));
             let bytes: usize = slots.iter().flatten().flatten().map(Found::bytes).sum();
             let timely = self.clock.monotonic() < deadline;
-            let enough = bytes > 0 && bytes >= min_bytes;
+            // News of a gap are as good as records.
+            let led = slots
+                .iter()
+                .flatten()
+                .flatten()
+                .any(|found| found.skip_to.is_some());
+            let enough = led || (bytes > 0 && bytes >= min_bytes);
             if enough || refused || partitions.is_empty() || (!timely && (!moving || tries >= TRIES_MIN)) {
                 break;
             }
@@ -365,6 +375,7 @@ fn assemble(partitions: Vec<PartitionFetch>, slots: Slots) -> Vec<PartitionAnswe
                 high_watermark: found.high_watermark,
                 log_start: found.log_start,
                 batches: found.batches,
+                skip_to: found.skip_to,
                 failure,
             }
         })

@@ -15,6 +15,8 @@ pub(crate) enum Place<'a> {
     Run(&'a PlanRun),
     /// In a range that the manifest lists.
     Manifest(&'a PlanManifest),
+    /// In a range that was declared lost; the log goes on there.
+    Gap(Offset),
     /// Below the first offset that is kept.
     BelowStart,
     /// At or after everything the plan covers: the owner has it.
@@ -27,6 +29,13 @@ pub(crate) enum Place<'a> {
 pub(crate) fn place(plan: &ReadPlan, offset: Offset) -> Place<'_> {
     if offset < plan.log_start {
         return Place::BelowStart;
+    }
+    let after = plan.gaps.iter().fold(
+        offset,
+        |at, (base, end)| if *base <= at && at < *end { *end } else { at },
+    );
+    if after > offset {
+        return Place::Gap(after);
     }
     if let Some(manifest) = plan.manifest.as_ref().filter(|manifest| offset < manifest.end) {
         return Place::Manifest(manifest);
@@ -163,6 +172,7 @@ mod tests {
             manifest: None,
             runs: Vec::new(),
             segments,
+            gaps: Vec::new(),
         }
     }
 
@@ -174,6 +184,19 @@ mod tests {
         let mut bytes = builder.finish(None).unwrap().to_vec();
         stamp_in_place(&mut bytes, Offset(base), Epoch(1)).unwrap();
         bytes
+    }
+
+    #[test]
+    fn an_offset_that_was_declared_lost_leads_behind_the_gap() {
+        let plan = ReadPlan {
+            gaps: vec![(Offset(20), Offset(25)), (Offset(25), Offset(30))],
+            ..plan(0, vec![segment(0, 20, true), segment(30, 40, false)])
+        };
+        assert!(matches!(place(&plan, Offset(19)), Place::Segment(_)));
+        for lost in 20..30 {
+            assert_eq!(place(&plan, Offset(lost)), Place::Gap(Offset(30)));
+        }
+        assert!(matches!(place(&plan, Offset(30)), Place::Segment(_)));
     }
 
     #[test]

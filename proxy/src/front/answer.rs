@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use forebay_proto::v1::{Error, PartitionFetched};
+use forebay_record::Offset;
 use http_body::{Body as HttpBody, Frame};
 use prost::Message as _;
 use prost::encoding::{encode_varint, encoded_len_varint};
@@ -68,6 +69,7 @@ pub(crate) fn response(answer: FetchAnswer) -> Response<Body> {
             log_start: one.log_start.0,
             batches: Bytes::new(),
             error: one.failure.map(Error::from),
+            skip_to: one.skip_to.map(Offset::get),
         };
         let batches_field = if batches_len == 0 {
             0
@@ -128,7 +130,6 @@ mod tests {
 
     use forebay_proto::error::Failure;
     use forebay_proto::v1::{ErrorCode, FetchResponse};
-    use forebay_record::Offset;
     use futures_util::future::poll_fn;
 
     use super::*;
@@ -144,6 +145,7 @@ mod tests {
                 .iter()
                 .map(|len| Bytes::from(vec![*len as u8; *len]))
                 .collect(),
+            skip_to: None,
             failure,
         }
     }

@@ -250,6 +250,7 @@ fn plan(segments: Vec<PlanSegment>) -> ReadPlan {
         manifest: None,
         runs: Vec::new(),
         segments,
+        gaps: Vec::new(),
     }
 }
 

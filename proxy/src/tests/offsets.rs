@@ -53,6 +53,7 @@ fn plan() -> ReadPlan {
             segment(2, 15, 20, true),
             segment(3, 20, 30, false),
         ],
+        gaps: Vec::new(),
     }
 }
 

@@ -206,6 +206,7 @@ impl JournalThread {
             }
             Message::Trace(trace) => self.traces.take(*trace, self.clock.monotonic()),
             Message::Want(admission) => self.core.want(admission),
+            Message::Remember(revision, record_revision) => self.core.remember(revision, record_revision),
             Message::StopWriting(reason) => {
                 tracing::error!(reason, "this node writes no more");
                 self.core.stop_writing(&reason);

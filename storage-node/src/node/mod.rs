@@ -6,6 +6,7 @@
 //! more. [`start`] is how a node gets that far.
 
 mod journal_thread;
+mod known;
 mod outbox;
 mod queue;
 mod readers;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use forebay_meta::store::MetaStore;
+use forebay_meta::store::{MetaStore, Revision};
 use forebay_proto::data::link::Link;
 use forebay_proto::data::replica::{FromNode, ToNode};
 use forebay_proto::stored::{NodeRecord, NodeState};
@@ -47,13 +48,15 @@ pub use start::StartError;
 
 use crate::config::Config;
 use crate::disk::{Folders, RealFolders};
+use crate::index::Index;
+use crate::journal::files::FileTable;
 use crate::metrics::{NodeMetrics, TrimMetrics, UploadMetrics};
 use crate::pressure::Level;
 use crate::read::Reader;
 use crate::register::{self, RegisterError};
 use crate::replica::{Admission, Peer};
 use crate::resume::Resumed;
-use crate::superblock::CLUSTER_LEN_MAX;
+use crate::superblock::{CLUSTER_LEN_MAX, Superblock};
 use journal_thread::JournalThread;
 use queue::{Message, Queue};
 use readers::Readers;
@@ -69,6 +72,11 @@ use uploads::Uploads;
 /// was restored from an older image goes unnoticed.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 
+/// Why a process with a storage node must end.
+#[derive(Debug, thiserror::Error)]
+#[error("the journal is dead: {0}")]
+struct JournalDead(String);
+
 /// What a node runs in.
 #[derive(Clone)]
 pub struct Environment {
@@ -76,6 +84,8 @@ pub struct Environment {
     pub cluster_id: String,
     /// The cluster's incarnation.
     pub incarnation: u32,
+    /// The metadata store was restored and its records are not brought up to date yet.
+    pub restoring: bool,
     /// The metadata store.
     pub meta: Arc<dyn MetaStore>,
     /// The object store, where there is one.
@@ -198,6 +208,7 @@ impl StorageNode {
         let Environment {
             cluster_id,
             incarnation,
+            restoring,
             meta,
             bucket,
             clock,
@@ -241,7 +252,16 @@ impl StorageNode {
         } = resumed;
         pool.keep_for_bursts();
         let record = register::record_of(&config, &superblock, &seen, core.durable(), capacity);
-        register::register(&*meta, &seen, &record).await?;
+        let known = known::Known {
+            path: &config.data_dir,
+            incarnation,
+            revision: seen.revision,
+            floor: core.floor(),
+            restoring,
+        };
+        let reader = reader_of(&superblock, &index, &table);
+        known::check(&known, &index, &reader, &*meta, (&execution, &*clock)).await?;
+        let registered = register::register(&*meta, &seen, &record).await?;
         tracing::info!(node = %superblock.node, generation = %superblock.generation, boot = superblock.boot,
             direct_io = disk.is_direct(), files = table.len(), folder = %config.data_dir.display(),
             "storage node starts");
@@ -295,6 +315,7 @@ impl StorageNode {
         }
         let node = Self { inner };
         node.want(node.inner.record.state());
+        remember(&node.inner.queue, registered, registered);
         node.spawn_checkpoints(&tasks);
         let trimmer = Trimmer::new(trim::Parts {
             shared: Arc::clone(&node.inner.shared),
@@ -305,11 +326,30 @@ impl StorageNode {
             metrics: trim_metrics,
             grace: config.trim_grace.get(),
             revision: seen.revision,
+            restoring,
         });
         let token = tasks.token();
         tasks.spawn("storage-node-trim", async move { trimmer.run(token).await });
+        node.spawn_verdict(&tasks);
         health.ready();
         Ok(node)
+    }
+
+    /// A disk that failed once may have forgotten what it said was written: the process ends, and the
+    /// next start reads what is really there (I18).
+    fn spawn_verdict(&self, tasks: &Tasks) {
+        let (shared, token) = (Arc::clone(&self.inner.shared), tasks.token());
+        tasks.spawn_critical("storage-node-journal", async move {
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                () = shared.stopping.cancelled() => {}
+                () = shared.failed.cancelled() => {}
+            }
+            match shared.failure() {
+                Some(reason) => Err(JournalDead(reason)),
+                None => Ok(()),
+            }
+        });
     }
 
     /// The node's id.
@@ -409,7 +449,10 @@ impl StorageNode {
                 // Only for the length of one checkpoint: this task must not keep the node.
                 let Some(inner) = inner.upgrade() else { return };
                 match register::checkpoint(&*inner.meta, &inner.record, inner.shared.durable()).await {
-                    Ok(state) => want(&inner.queue, state),
+                    Ok(checkpoint) => {
+                        want(&inner.queue, checkpoint.state);
+                        remember(&inner.queue, checkpoint.revision, checkpoint.record_revision);
+                    }
                     Err(error @ RegisterError::Changed { .. }) => {
                         // Whoever took the record has this node's identity; two must not write.
                         let reason = Message::StopWriting(error.to_string());
@@ -430,6 +473,24 @@ impl std::fmt::Debug for StorageNode {
         f.debug_struct("StorageNode")
             .field("shared", &self.inner.shared)
             .finish_non_exhaustive()
+    }
+}
+
+fn reader_of(superblock: &Superblock, index: &Arc<Index>, table: &Arc<FileTable>) -> Reader {
+    Reader {
+        generation: superblock.generation,
+        index: Arc::clone(index),
+        table: Arc::clone(table),
+    }
+}
+
+/// Has the superblock learn how far the metadata store has come.
+fn remember(queue: &Queue, revision: Revision, record_revision: Revision) {
+    if queue
+        .push_own(Message::Remember(revision, record_revision))
+        .is_err()
+    {
+        tracing::debug!("the node is stopping");
     }
 }
 
@@ -485,42 +546,80 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<Join
         .map_err(|source: io::Error| StartError::Thread { name, source })
 }
 
-/// Gives a node a new generation and an empty folder: everything it held is gone, and its old
-/// generation is never answered for again (I18). The store learns it first.
-///
-/// # Errors
-/// Where the folder is in use or cannot be written, or the metadata store does not answer; then
-/// the node must be reformatted again.
-pub async fn reformat(config: &Config, meta: &dyn MetaStore) -> Result<Generation, StartError> {
-    let (execution, clock) = (Execution::Threads, SystemClock::new());
-    reformat_in(config, meta, Arc::new(RealFolders), (&execution, &clock)).await
+/// Gives a node a new generation and an empty folder, in two steps.
+#[derive(Debug)]
+pub struct Reformat {
+    config: Config,
+    seen: register::Seen,
+    record: NodeRecord,
+    next: Generation,
+    folder: start::Wiping,
 }
 
-/// The same in a folder of any kind.
-///
-/// # Errors
-/// As [`reformat`].
-pub async fn reformat_in(
-    config: &Config,
-    meta: &dyn MetaStore,
-    folders: Arc<dyn Folders>,
-    (execution, clock): (&Execution, &dyn Clock),
-) -> Result<Generation, StartError> {
-    config.validate()?;
-    let seen = register::read(meta, config.node()).await?;
-    let record = seen.record.clone().unwrap_or_default();
-    let generation = Generation(record.generation + 1);
-    let gone = NodeRecord {
-        id: config.node_id,
-        generation: record.generation,
-        state: NodeState::Gone as i32,
-        lsn_checkpoint: 0,
-        ..record
-    };
-    register::register(meta, &seen, &gone).await?;
-    let config = config.clone();
-    let wipe = move || start::wipe(&config, &*folders).map(drop);
-    let wiped = execution.run(clock, wipe).await;
-    wiped.map_err(|_| StartError::Interrupted)??;
-    Ok(generation)
+impl Reformat {
+    /// Locks the folder and looks who it is of: nothing is changed yet.
+    ///
+    /// # Errors
+    /// Where a process uses the folder, it is another node's, or the metadata store does not answer or
+    /// does not know the node.
+    pub async fn begin(config: &Config, incarnation: u32, meta: &dyn MetaStore) -> Result<Self, StartError> {
+        config.validate()?;
+        let seen = register::read(meta, config.node()).await?;
+        let record = seen
+            .record
+            .clone()
+            .ok_or_else(|| register::Refused::NeverStarted {
+                node: config.node(),
+                path: config.data_dir.clone(),
+            })?;
+        let (next, own) = (register::next_generation(&record, incarnation), config.clone());
+        let begin = move || start::Wiping::begin(&own, &RealFolders);
+        let locked = Execution::Threads.run(&SystemClock::new(), begin).await;
+        Ok(Self {
+            config: config.clone(),
+            seen,
+            record,
+            next,
+            folder: locked.map_err(|_| StartError::Interrupted)??,
+        })
+    }
+
+    /// The node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.config.node()
+    }
+
+    /// The generation that is given up.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        Generation(self.record.generation)
+    }
+
+    /// Bytes of the journal in the folder.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.folder.bytes
+    }
+
+    /// Everything the node held is gone after this, and its old generation is never answered for again
+    /// (I18). The store learns it first. Returns the generation of the next start.
+    ///
+    /// # Errors
+    /// Where the folder cannot be written, or the metadata store does not answer; then the node must be
+    /// reformatted again.
+    pub async fn finish(self, meta: &dyn MetaStore) -> Result<Generation, StartError> {
+        let gone = NodeRecord {
+            state: NodeState::Gone as i32,
+            lsn_checkpoint: 0,
+            ..self.record
+        };
+        register::register(meta, &self.seen, &gone).await?;
+        let folder = self.folder;
+        let wiped = Execution::Threads
+            .run(&SystemClock::new(), move || folder.wipe())
+            .await;
+        wiped.map_err(|_| StartError::Interrupted)??;
+        Ok(self.next)
+    }
 }

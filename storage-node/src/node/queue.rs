@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay_meta::store::Revision;
 use forebay_proto::data::replica::{CopyRequest, FenceItem};
 use forebay_record::{Epoch, Generation, Offset, SegmentId};
 use forebay_runtime::clock::Clock;
@@ -65,6 +66,8 @@ pub(crate) enum Message {
     /// The span of the frame that follows.
     Trace(Box<FrameTrace>),
     Want(Admission),
+    /// How far the metadata store has come: the newest revision, and that of the node's own record.
+    Remember(Revision, Revision),
     StopWriting(String),
 }
 
@@ -84,6 +87,7 @@ impl Message {
             | Self::Gone(_)
             | Self::Trace(_)
             | Self::Want(_)
+            | Self::Remember(..)
             | Self::StopWriting(_) => 0,
         };
         body as u64 + OVERHEAD

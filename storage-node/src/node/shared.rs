@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub execution: Execution,
     /// Ends the sessions.
     pub stopping: CancellationToken,
+    /// The journal writes no more.
+    pub failed: CancellationToken,
     /// The disk has just become fuller by a level.
     pub pressed: Notify,
     durable: AtomicU64,
@@ -85,6 +87,7 @@ impl Shared {
             limits: facts.limits,
             execution: facts.execution,
             stopping: CancellationToken::new(),
+            failed: CancellationToken::new(),
             pressed: Notify::new(),
             durable: AtomicU64::new(facts.durable),
             floor: AtomicU64::new(facts.floor.0),
@@ -116,6 +119,8 @@ impl Shared {
         let mut failure = self.failure.lock();
         let first = failure.is_none();
         failure.get_or_insert_with(|| reason.to_owned());
+        drop(failure);
+        self.failed.cancel();
         first
     }
 
@@ -159,6 +164,7 @@ impl Shared {
             segments_sealed: figures.sealed,
             bytes_held: figures.bytes,
             bytes_trimmable: figures.released_bytes,
+            incarnation: self.incarnation,
         }
     }
 }

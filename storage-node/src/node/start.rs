@@ -12,6 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use forebay_meta::record::RecordError;
+use forebay_meta::store::ReadError;
 use forebay_runtime::random::Random;
 
 use crate::config::Config;
@@ -53,6 +55,12 @@ pub enum StartError {
     /// The node's record could not be read or written.
     #[error(transparent)]
     Register(#[from] RegisterError),
+    /// The records of the partitions held here could not be read.
+    #[error("cannot compare what is held with the partitions' records")]
+    Records(#[source] ReadError),
+    /// The counter of partitions is damaged.
+    #[error("counter of partitions")]
+    Counter(#[source] RecordError),
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] ResumeError),
@@ -99,6 +107,7 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
         cluster: &context.cluster,
         incarnation: context.incarnation,
         revision: seen.revision,
+        record_revision: seen.record_revision(),
     };
     let plan = plan(me, superblock.as_ref(), seen.record.as_ref())?;
     let HeldFolder { lock, disk } = match here {
@@ -125,6 +134,7 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
                 newest_file: 0,
                 incarnation: context.incarnation,
                 revision: 0,
+                record_revision: 0,
                 cluster: context.cluster.clone(),
             }
         }
@@ -133,6 +143,7 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
     let superblock = Superblock {
         incarnation: context.incarnation,
         revision: seen.revision.0,
+        record_revision: seen.record_revision().0,
         ..superblock
     };
     let io_error = folder_error(folder);
@@ -194,20 +205,59 @@ fn budget(config: &Config, disk: &dyn Disk) -> io::Result<u64> {
     }
 }
 
-/// Removes everything of the journal and the superblock from a folder.
-pub(super) fn wipe(config: &Config, folders: &dyn Folders) -> Result<HeldFolder, StartError> {
-    let folder = config.data_dir.as_path();
-    folders.create(folder).map_err(folder_error(folder))?;
-    let Some(held) = open_folder(config, folder, folders)? else {
-        return Err(StartError::Interrupted);
-    };
-    let disk = &*held.disk;
-    Superblock::remove(disk)?;
-    for name in disk.list().map_err(folder_error(folder))? {
-        if is_ours(&name) {
-            disk.remove(&name).map_err(folder_error(folder))?;
+/// A locked folder whose journal is to go.
+#[derive(Debug)]
+pub(super) struct Wiping {
+    path: PathBuf,
+    held: HeldFolder,
+    /// Of journal files.
+    pub bytes: u64,
+}
+
+impl Wiping {
+    /// Locks the folder; it is made where there is none.
+    pub(super) fn begin(config: &Config, folders: &dyn Folders) -> Result<Self, StartError> {
+        let folder = config.data_dir.as_path();
+        folders.create(folder).map_err(folder_error(folder))?;
+        let Some(held) = open_folder(config, folder, folders)? else {
+            return Err(StartError::Interrupted);
+        };
+        // A damaged one is a reason to reformat.
+        if let Ok(Some(superblock)) = Superblock::read(&*held.disk)
+            && superblock.node != config.node()
+        {
+            return Err(Refused::Foreign {
+                path: folder.to_owned(),
+                what: "storage node",
+                found: superblock.node.to_string(),
+                expected: config.node().to_string(),
+            }
+            .into());
         }
+        let mut bytes = 0;
+        for name in held.disk.list().map_err(folder_error(folder))? {
+            if is_ours(&name) {
+                let len = held.disk.open(&name).and_then(|file| file.length());
+                bytes += len.map_err(folder_error(folder))?;
+            }
+        }
+        Ok(Self {
+            path: folder.to_owned(),
+            held,
+            bytes,
+        })
     }
-    disk.sync_names().map_err(folder_error(folder))?;
-    Ok(held)
+
+    /// Removes everything of the journal and the superblock.
+    pub(super) fn wipe(self) -> Result<(), StartError> {
+        let error = folder_error(&self.path);
+        let disk = &*self.held.disk;
+        Superblock::remove(disk)?;
+        for name in disk.list().map_err(&error)? {
+            if is_ours(&name) {
+                disk.remove(&name).map_err(&error)?;
+            }
+        }
+        disk.sync_names().map_err(&error)
+    }
 }

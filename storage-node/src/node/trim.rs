@@ -16,9 +16,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_meta::keys;
 use forebay_meta::model::Partition;
 use forebay_meta::store::{MetaStore, READ_KEYS_MAX, ReadError, Revision};
+use forebay_meta::{cluster, keys};
 use forebay_record::{PartitionId, SegmentId};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::random::Random;
@@ -74,6 +74,8 @@ pub(super) struct Trimmer {
     level: Level,
     /// Newest revision that the store answered with.
     revision: Revision,
+    /// Records are as old as a backup, and prove nothing.
+    restoring: bool,
     next_round: Duration,
     next_urge: Duration,
     /// Partitions that owners were last asked to offload.
@@ -94,6 +96,8 @@ pub(super) struct Parts {
     pub grace: Duration,
     /// As of the node's start.
     pub revision: Revision,
+    /// Nothing is trimmed before the cluster's record says that this is over.
+    pub restoring: bool,
 }
 
 /// How files are used.
@@ -116,6 +120,7 @@ impl Trimmer {
             metrics,
             grace,
             revision,
+            restoring,
         } = parts;
         let round = ROUND.min(grace).max(ROUND_MIN);
         let now = clock.monotonic();
@@ -131,6 +136,7 @@ impl Trimmer {
             round,
             level: Level::Calm,
             revision,
+            restoring,
             next_round: now,
             next_urge: now,
             urged: BTreeSet::new(),
@@ -187,7 +193,9 @@ impl Trimmer {
         }
         let held = self.measure().await?;
         let now = self.clock.monotonic();
-        if now >= self.next_round || self.level >= Level::Urged {
+        if self.restoring {
+            self.restoring = self.is_restoring().await;
+        } else if now >= self.next_round || self.level >= Level::Urged {
             self.next_round = now + self.jittered(self.round);
             self.read_records(&held).await?;
             self.trim().await?;
@@ -211,6 +219,18 @@ impl Trimmer {
         }
         self.show(&self.shared.index.held());
         Ok(())
+    }
+
+    /// Whether the operator's command still compares records with what nodes hold.
+    async fn is_restoring(&self) -> bool {
+        match cluster::stored(&*self.meta).await {
+            Ok(Some((_, record))) => record.restoring,
+            Ok(None) => true,
+            Err(error) => {
+                tracing::debug!(%error, "cannot read the cluster's record");
+                true
+            }
+        }
     }
 
     /// Learns how full the node is, and what it holds.

@@ -288,6 +288,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
             let environment = Environment {
                 cluster_id: cluster.id.clone(),
                 incarnation: cluster.incarnation,
+                restoring: false,
                 meta: Arc::clone(&store),
                 bucket: objects.as_ref().map(|objects| objects.bucket.clone()),
                 clock: Arc::clone(&clock),

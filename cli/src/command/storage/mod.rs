@@ -1,7 +1,8 @@
-//! Storage nodes: listing, emptying and removing them.
+//! Storage nodes: listing, emptying, removing and reformatting them.
 
 mod drain;
 mod list;
+mod reformat;
 mod remove;
 mod view;
 
@@ -22,11 +23,13 @@ pub enum StorageCommand {
     Undrain(drain::UndrainArgs),
     /// Take a storage node out of the cluster, because it is empty or lost for good
     Remove(remove::RemoveArgs),
+    /// Give a storage node whose data is lost a new generation and an empty folder
+    Reformat(reformat::ReformatArgs),
 }
 
 impl StorageCommand {
     /// Carries it out.
-    pub async fn run(self, servers: &[String]) -> anyhow::Result<()> {
+    pub async fn run(self, servers: &[String], log_level: Option<String>) -> anyhow::Result<()> {
         match self {
             Self::List(args) => list::run(args, &connect(servers).await?.admin()).await,
             Self::Describe(args) => list::describe(args, &connect(servers).await?.admin()).await,
@@ -37,6 +40,7 @@ impl StorageCommand {
                 remove::confirm(&args)?;
                 remove::run(args, &connect(servers).await?.admin()).await
             }
+            Self::Reformat(args) => reformat::run(args, log_level).await,
         }
     }
 }

@@ -1,12 +1,10 @@
 //! `topic delete`: asks first, because nothing brings the records back.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use forebay_client::Admin;
 use serde::Serialize;
 
-use crate::command::Usage;
+use crate::command::confirm::confirm;
 use crate::output::FormatArgs;
 
 /// What to delete.
@@ -29,33 +27,10 @@ struct Deleted<'a> {
 }
 
 /// Asks whether it is meant, unless that was said already.
-pub fn confirm(args: &DeleteArgs) -> anyhow::Result<()> {
-    if args.yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() {
-        let name = &args.name;
-        return Err(Usage(format!(
-            "deleting topic {name:?} is for ever: add --yes if you mean it"
-        ))
-        .into());
-    }
-    let mut screen = io::stderr();
-    write!(
-        screen,
-        "Deleting topic {:?} and everything in it is for ever. Type its name to go on: ",
-        args.name
-    )?;
-    screen.flush()?;
-    let mut answer = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .context("cannot read the answer")?;
-    if answer.trim_end_matches(['\r', '\n']) != args.name {
-        bail!("topic {:?} was not deleted", args.name);
-    }
-    Ok(())
+pub fn confirmed(args: &DeleteArgs) -> anyhow::Result<()> {
+    let name = &args.name;
+    let warning = format!("deleting topic {name:?} and everything in it is for ever");
+    confirm(&warning, name, args.yes)
 }
 
 /// Deletes the topic.

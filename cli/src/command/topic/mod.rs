@@ -47,7 +47,7 @@ impl TopicCommand {
             Self::Offsets(args) => offsets::run(args, &connect(servers).await?.admin()).await,
             Self::Delete(args) => {
                 // Asked before anything is done, be it only connecting.
-                delete::confirm(&args)?;
+                delete::confirmed(&args)?;
                 delete::run(&args, &connect(servers).await?.admin()).await
             }
         }

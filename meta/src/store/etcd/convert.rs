@@ -1,20 +1,46 @@
 //! Between the store's types and etcd's: absolute keys, signed revisions, transactions.
+//!
+//! Revisions of the store are etcd's own plus a constant for each incarnation of the cluster
+//! ([`Revisions`]): so they rise over a restore of etcd from a backup, where etcd's own go back, and
+//! with them tokens, floors, session ids and the revisions in objects' names.
 
 use bytes::Bytes;
 use etcd_client::{Compare as EtcdCompare, CompareOp, KeyValue, PutOptions, Txn as EtcdTxn, TxnOp};
 
 use super::ConnectError;
 use crate::store::error::BadRequest;
-use crate::store::types::{Compare, Entry, LeaseId, Op, Revision, Txn};
+use crate::store::types::{Compare, Entry, LeaseId, Op, Revision, Txn, incarnation_base};
 
-/// A revision as etcd writes it; one that etcd cannot have becomes one it will never have.
-pub(super) fn signed(revision: Revision) -> i64 {
-    i64::try_from(revision.0).unwrap_or(i64::MAX)
+/// What the incarnation of a cluster adds to etcd's revisions. Zero stays zero: it means "absent"
+/// in a compare and "newest" in a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Revisions {
+    base: u64,
 }
 
-/// A revision as etcd reports it; never negative there.
-pub(super) fn revision(signed: i64) -> Revision {
-    Revision(u64::try_from(signed).unwrap_or(0))
+impl Revisions {
+    pub(super) const fn of(incarnation: u32) -> Self {
+        Self {
+            base: incarnation_base(incarnation),
+        }
+    }
+
+    /// A revision as etcd writes it; one that etcd cannot have becomes one it will never have.
+    pub(super) fn signed(self, revision: Revision) -> i64 {
+        let own = match revision.0 {
+            0 => Some(0),
+            shifted => shifted.checked_sub(self.base),
+        };
+        own.and_then(|own| i64::try_from(own).ok()).unwrap_or(i64::MAX)
+    }
+
+    /// A revision as etcd reports it; never negative there.
+    pub(super) fn revision(self, signed: i64) -> Revision {
+        match u64::try_from(signed).unwrap_or(0) {
+            0 => Revision(0),
+            own => Revision(own.saturating_add(self.base)),
+        }
+    }
 }
 
 /// Lease ids are opaque bits, positive in practice.
@@ -41,6 +67,7 @@ pub(super) fn single_lease(txn: &Txn) -> Option<LeaseId> {
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     prefix: String,
+    pub(super) revisions: Revisions,
 }
 
 impl Keys {
@@ -54,6 +81,7 @@ impl Keys {
         }
         Ok(Self {
             prefix: prefix.to_owned(),
+            revisions: Revisions::default(),
         })
     }
 
@@ -96,7 +124,10 @@ impl Keys {
     }
 
     pub(super) fn entry(&self, kv: KeyValue) -> Result<Entry, BadRequest> {
-        let (create_revision, mod_revision) = (revision(kv.create_revision()), revision(kv.mod_revision()));
+        let (create_revision, mod_revision) = (
+            self.revisions.revision(kv.create_revision()),
+            self.revisions.revision(kv.mod_revision()),
+        );
         let version = u64::try_from(kv.version()).unwrap_or(0);
         let lease = lease(kv.lease());
         let (key, value) = kv.into_key_value();
@@ -127,10 +158,10 @@ impl Keys {
     fn compare(&self, compare: Compare) -> EtcdCompare {
         match compare {
             Compare::ModRevision(key, at) => {
-                EtcdCompare::mod_revision(self.absolute(&key), CompareOp::Equal, signed(at))
+                EtcdCompare::mod_revision(self.absolute(&key), CompareOp::Equal, self.revisions.signed(at))
             }
             Compare::CreateRevision(key, at) => {
-                EtcdCompare::create_revision(self.absolute(&key), CompareOp::Equal, signed(at))
+                EtcdCompare::create_revision(self.absolute(&key), CompareOp::Equal, self.revisions.signed(at))
             }
             Compare::Value(key, value) => EtcdCompare::value(self.absolute(&key), CompareOp::Equal, value),
         }
@@ -175,6 +206,21 @@ mod tests {
         for prefix in ["", "/", "c", "/c/"] {
             assert!(Keys::new(prefix).is_err(), "{prefix}");
         }
+    }
+
+    #[test]
+    fn revisions_of_a_later_incarnation_lie_above_all_of_an_earlier_one() {
+        let (first, second) = (Revisions::of(1), Revisions::of(2));
+        assert_eq!(first.revision(7), Revision(7));
+        assert!(second.revision(1) > first.revision(1 << 39));
+        for own in [0, 1, 77, i64::from(u32::MAX)] {
+            assert_eq!(second.signed(second.revision(own)), own);
+        }
+        assert_eq!(
+            second.signed(first.revision(7)),
+            i64::MAX,
+            "an earlier one is never met"
+        );
     }
 
     #[test]

@@ -130,6 +130,17 @@ impl EtcdStore {
         }
     }
 
+    /// The same store with the revisions of an incarnation of the cluster: before it is shared, and
+    /// once.
+    #[must_use]
+    pub fn of_incarnation(mut self, incarnation: u32) -> Self {
+        let revisions = convert::Revisions::of(incarnation);
+        if self.peers.take_revisions(revisions) {
+            self.keys.revisions = revisions;
+        }
+        self
+    }
+
     /// The highest revision that etcd has answered with.
     #[must_use]
     pub fn seen(&self) -> Revision {
@@ -236,7 +247,7 @@ impl MetaStore for EtcdStore {
             let options = GetOptions::new()
                 .with_range(end.clone())
                 .with_limit(i64::try_from(limit).unwrap_or(i64::MAX))
-                .with_revision(range.at.map_or(0, convert::signed));
+                .with_revision(range.at.map_or(0, |at| self.keys.revisions.signed(at)));
             match self.fetch(start.clone(), Some(options)).await {
                 Ok((mut response, revision)) => {
                     let more = response.more();

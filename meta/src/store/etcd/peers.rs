@@ -18,7 +18,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::{ConnectError, EtcdOptions, convert};
+use super::convert::Revisions;
+use super::{ConnectError, EtcdOptions};
 use crate::store::error::{BadRequest, LeaseError, ReadError, Regressed, TxnError, Unavailable, Unknown};
 use crate::store::types::{LeaseId, Revision};
 
@@ -181,6 +182,7 @@ pub(super) struct Peers {
     permits: Semaphore,
     call_timeout: Duration,
     seen: AtomicU64,
+    revisions: OnceLock<Revisions>,
     cluster: OnceLock<u64>,
     regressed: OnceLock<Regressed>,
     /// Cancelled on regression and on close, to end watches and renewals.
@@ -224,6 +226,7 @@ impl Peers {
             permits: Semaphore::new(options.calls_max),
             call_timeout: options.call_timeout,
             seen: AtomicU64::new(options.seen.0),
+            revisions: OnceLock::new(),
             cluster: OnceLock::new(),
             regressed: OnceLock::new(),
             stopped: CancellationToken::new(),
@@ -243,6 +246,20 @@ impl Peers {
 
     pub(super) fn seen(&self) -> Revision {
         Revision(self.seen.load(Ordering::Acquire))
+    }
+
+    fn revisions(&self) -> Revisions {
+        self.revisions.get().copied().unwrap_or_default()
+    }
+
+    /// Takes the incarnation's revisions from here on; false where that was done before.
+    pub(super) fn take_revisions(&self, revisions: Revisions) -> bool {
+        let taken = self.revisions.set(revisions).is_ok();
+        if taken {
+            let own = i64::try_from(self.seen.load(Ordering::Acquire)).unwrap_or(i64::MAX);
+            self.seen.store(revisions.revision(own).0, Ordering::Release);
+        }
+        taken
     }
 
     pub(super) fn regressed(&self) -> Option<Regressed> {
@@ -275,7 +292,7 @@ impl Peers {
             let got = header.cluster_id();
             return Err(self.regress(Regressed::Cluster { expected, got }).into());
         }
-        let got = convert::revision(header.revision());
+        let got = self.revisions().revision(header.revision());
         if got < ticket.seen {
             return Err(self
                 .regress(Regressed::Revision {

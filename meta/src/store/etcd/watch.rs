@@ -14,7 +14,7 @@ use std::time::Duration;
 use etcd_client::{KeyValue, WatchOptions, WatchResponse, WatchStream as EtcdStream};
 use tokio::time::Instant;
 
-use super::convert::{self, Keys};
+use super::convert::Keys;
 use super::peers::{Failure, Peers, Resend};
 use crate::store::check;
 use crate::store::error::{BadRequest, WatchError};
@@ -181,10 +181,11 @@ impl Follower {
             .await?;
         self.peers.admit(ticket, response.header())?;
         let (at, endpoint, mut peer) = self.peers.current();
-        let first = Revision(self.after.0.saturating_add(1));
+        let oldest = self.keys.revisions.revision(1);
+        let first = Revision(self.after.0.saturating_add(1)).max(oldest);
         let options = WatchOptions::new()
             .with_range(self.span.1.clone())
-            .with_start_revision(convert::signed(first))
+            .with_start_revision(self.keys.revisions.signed(first))
             .with_progress_notify();
         let limit = self.peers.call_timeout();
         let created = tokio::time::timeout(limit, peer.watch.watch(self.span.0.clone(), Some(options))).await;
@@ -217,14 +218,14 @@ impl Follower {
     ) -> Result<Option<WatchBatch>, WatchError> {
         if response.canceled() && response.compact_revision() > 0 {
             return Err(WatchError::Compacted {
-                at: convert::revision(response.compact_revision()),
+                at: self.keys.revisions.revision(response.compact_revision()),
             });
         }
         if response.events().is_empty() {
             let notice = !response.created() && !response.canceled() && response.watch_id() != NO_WATCH;
             let revision = response
                 .header()
-                .map(|header| convert::revision(header.revision()));
+                .map(|header| self.keys.revisions.revision(header.revision()));
             return Ok(match revision {
                 Some(revision) if notice && revision > self.after => {
                     self.after = revision;
@@ -258,7 +259,7 @@ impl Follower {
 
     /// A deletion is known by its version of zero.
     fn event(&self, kv: &KeyValue) -> Result<WatchEvent, BadRequest> {
-        let revision = convert::revision(kv.mod_revision());
+        let revision = self.keys.revisions.revision(kv.mod_revision());
         let kind = if kv.version() == 0 {
             WatchKind::Delete {
                 key: self.keys.relative(kv.key())?,

@@ -12,11 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay_meta::store::{EmbeddedStore, MetaStore};
+use forebay_meta::keys;
+use forebay_meta::record::encode;
+use forebay_meta::store::{EmbeddedStore, MetaStore, Op, Txn};
 use forebay_proto::data::link::{self, Link};
 use forebay_proto::data::replica::{
     FenceItem, FramesRequest, FromNode, HeadersRequest, Hello, NodeFailure, ReadRequest, Refusal, ToNode,
 };
+use forebay_proto::stored::CounterRecord;
 use forebay_proto::v1::storage_node_server::StorageNode as _;
 use forebay_record::frame::Frame;
 use forebay_record::{Epoch, Offset};
@@ -37,6 +40,8 @@ use super::*;
 use crate::testing::{GENERATION, NODE, Writer, batch, segment};
 
 const DEADLINE: Duration = Duration::from_secs(20);
+/// More than any token in these tests.
+const REVISIONS: u64 = 130;
 
 struct World {
     folder: tempfile::TempDir,
@@ -54,6 +59,12 @@ impl World {
         let meta = EmbeddedStore::open(&folder.path().join("meta.redb"), clock, &tasks)
             .await
             .unwrap();
+        // Tokens are revisions that the store has had, and partitions were made before they are held.
+        let partitions = encode(&CounterRecord { next: 1_000 });
+        for _ in 0..REVISIONS {
+            let txn = Txn::new().then(Op::put(keys::PARTITION_IDS, partitions.clone()));
+            meta.txn(txn).await.unwrap();
+        }
         let (metrics, readiness) = (Metrics::new(), Readiness::new());
         Self {
             folder,
@@ -83,6 +94,7 @@ impl World {
         Environment {
             cluster_id: "c".to_owned(),
             incarnation: 1,
+            restoring: false,
             bucket: None,
             meta: Arc::clone(&self.meta) as Arc<dyn MetaStore>,
             clock: Arc::new(SystemClock::new()),
@@ -100,6 +112,11 @@ impl World {
         StorageNode::start(self.config(), self.environment())
             .await
             .unwrap()
+    }
+
+    async fn reformat(&self) -> Result<Generation, StartError> {
+        let reformat = Reformat::begin(&self.config(), 1, &*self.meta).await?;
+        reformat.finish(&*self.meta).await
     }
 
     async fn refused(&self, config: Config) -> String {

@@ -403,6 +403,11 @@ async fn a_dead_journal_is_reported_and_reads_go_on() {
     }
     assert_eq!(node.status().failure, "medium error");
     assert!(!world.readiness.is_ready());
+    let asked = tokio::time::timeout(DEADLINE, world.tasks.shutdown_requested()).await;
+    let reason = asked
+        .expect("the process goes on with a dead journal")
+        .to_string();
+    assert!(reason.contains("medium error"), "{reason}");
     node.shutdown().await;
     assert_eq!(world.start().await.status().failure, "");
 }

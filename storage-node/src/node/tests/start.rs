@@ -8,6 +8,7 @@
 )]
 
 use super::*;
+use crate::disk::DirectIo;
 
 #[tokio::test]
 async fn a_second_node_on_the_same_folder_is_refused_with_path_and_pid() {
@@ -31,10 +32,7 @@ async fn a_missing_folder_of_a_known_node_is_refused_until_it_is_reformatted() {
         "{text}"
     );
     assert!(!world.data().exists(), "a refused start made the folder");
-    assert_eq!(
-        reformat(&world.config(), &*world.meta).await.unwrap(),
-        Generation(2)
-    );
+    assert_eq!(world.reformat().await.unwrap(), Generation(2));
     let node = world.start().await;
     assert_eq!((node.generation(), node.boot()), (Generation(2), 2));
     node.shutdown().await;
@@ -168,8 +166,8 @@ async fn the_checkpoint_moves_with_the_journal_and_ends_where_the_record_was_tak
     let state = register::checkpoint(&*world.meta, node.record(), durable)
         .await
         .unwrap();
-    assert_eq!(state, NodeState::Draining);
-    node.want(state);
+    assert_eq!(state.state, NodeState::Draining);
+    node.want(state.state);
     client.append(Writer::new(2, 10).open()).await;
     let refusal = Refusal::NoNewSegments;
     assert_eq!(
@@ -196,4 +194,122 @@ fn copy(from: &Path, to: &Path) {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_store_that_went_back_behind_the_nodes_own_record_is_refused_however_far_it_went_on() {
+    let world = World::new().await;
+    let node = world.start().await;
+    let (key, first) = (keys::node(NODE), node.record().clone());
+    let before = world.meta.get(&key).await.unwrap().0.unwrap();
+    let mut client = Client::connect(&node).await;
+    let mut writer = Writer::new(1, 10);
+    client.write(&mut writer, 3).await;
+    node.shutdown().await;
+    let disk = crate::disk::RealDisk::open(&world.data(), DirectIo::Auto).unwrap();
+    let superblock = Superblock::read(&disk).unwrap().unwrap();
+    assert!(
+        superblock.record_revision >= before.mod_revision.0,
+        "{superblock:?}"
+    );
+    drop(disk);
+    // A restored store has the old record at its old revision; here it is the folder that is moved on.
+    let disk = crate::disk::RealDisk::open(&world.data(), DirectIo::Auto).unwrap();
+    let ahead = Superblock {
+        record_revision: superblock.record_revision + 1_000,
+        ..superblock.clone()
+    };
+    ahead.write(&disk).unwrap();
+    let text = world.refused(world.config()).await;
+    assert!(
+        text.contains("revision of this node's record") && text.contains("raise-incarnation"),
+        "{text}"
+    );
+    // With the next incarnation it starts, one boot on.
+    let environment = Environment {
+        incarnation: 2,
+        restoring: true,
+        ..world.environment()
+    };
+    let node = StorageNode::start(world.config(), environment).await.unwrap();
+    assert_eq!(node.boot(), first.boot + 1);
+    assert_eq!(node.status().incarnation, 2);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_the_store_has_forgotten_is_named_and_refused() {
+    let world = World::new().await;
+    let node = world.start().await;
+    let mut client = Client::connect(&node).await;
+    // Its token is of a revision that the store never had.
+    let mut writer = Writer::new(900, 10);
+    client.write(&mut writer, 3).await;
+    node.shutdown().await;
+    let text = world.refused(world.config()).await;
+    assert!(
+        text.contains("token") && text.contains("raise-incarnation"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_partition_that_the_store_never_made_is_refused() {
+    let world = World::new().await;
+    let node = world.start().await;
+    let mut client = Client::connect(&node).await;
+    client.write(&mut Writer::new(1, 10), 3).await;
+    node.shutdown().await;
+    let forgotten = Txn::new().then(Op::put(keys::PARTITION_IDS, encode(&CounterRecord { next: 1 })));
+    world.meta.txn(forgotten).await.unwrap();
+    let text = world.refused(world.config()).await;
+    assert!(
+        text.contains(&segment(1).to_string()) && text.contains("was ever made"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_reformat_is_refused_while_the_node_runs_and_for_another_nodes_folder() {
+    let world = World::new().await;
+    let node = world.start().await;
+    let text = chain(&world.reformat().await.unwrap_err());
+    assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
+    node.shutdown().await;
+    // A swapped disk: the folder is of node 3, the configuration of node 8, which is known.
+    let other = NodeRecord {
+        id: 8,
+        generation: 1,
+        boot: 4,
+        ..NodeRecord::default()
+    };
+    let known = Txn::new().then(Op::put(keys::node(NodeId(8)), encode(&other)));
+    world.meta.txn(known).await.unwrap();
+    let config = Config {
+        node_id: 8,
+        ..world.config()
+    };
+    let swapped = world.refused(config.clone()).await;
+    assert!(swapped.contains("n3, this is n8"), "{swapped}");
+    let error = Reformat::begin(&config, 1, &*world.meta).await.unwrap_err();
+    assert!(chain(&error).contains("n3, this is n8"), "{error}");
+    let unknown = Config {
+        node_id: 9,
+        data_dir: world.folder.path().join("nine"),
+        ..world.config()
+    };
+    let error = Reformat::begin(&unknown, 1, &*world.meta).await.unwrap_err();
+    assert!(chain(&error).contains("does not know storage node n9"), "{error}");
+    // It still starts with all it has.
+    world.start().await.shutdown().await;
+}
+
+#[tokio::test]
+async fn after_a_restore_a_generation_that_may_have_been_given_out_is_not_used_again() {
+    let record = NodeRecord {
+        generation: 1,
+        ..NodeRecord::default()
+    };
+    assert_eq!(register::next_generation(&record, 1), Generation(2));
+    assert_eq!(register::next_generation(&record, 2), Generation(1_001));
 }

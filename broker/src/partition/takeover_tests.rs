@@ -1,0 +1,193 @@
+//! The hard cases of a takeover, one by one: who counts as a witness of what is not there.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use forebay_meta::model::{Partition, Segment};
+use forebay_proto::data::replica::{FencedState, NodeFailure};
+use forebay_record::frame::ChainHash;
+use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
+use uuid::Uuid;
+
+use super::action::{Action, Context, NodeView, Nodes};
+use super::owner::{Config, Owner};
+
+const SEGMENT: SegmentId = SegmentId {
+    partition: PartitionId(1),
+    epoch: Epoch(1),
+    seq: 1,
+};
+
+/// A new owner of a partition whose open segment lies on nodes 1, 2 and 3.
+struct Case {
+    owner: Owner,
+    nodes: Nodes,
+    now_ms: u64,
+}
+
+impl Case {
+    fn new() -> Self {
+        let segment = Segment {
+            id: SEGMENT,
+            token: Token(5),
+            base: Offset(0),
+            end: None,
+            ack_quorum: 2,
+            replicas: (1..=3).map(|node| (NodeId(node), Generation(1))).collect(),
+            bytes: 0,
+            sealed_ms: 0,
+        };
+        let record = Partition::new(PartitionId(1), Uuid::nil(), 0)
+            .grant(BrokerId(1), SessionId(1), 1)
+            .unwrap()
+            .open_first(segment, 2)
+            .unwrap()
+            .grant(BrokerId(2), SessionId(2), 3)
+            .unwrap();
+        let view = NodeView {
+            generation: Generation(1),
+            zone: String::new(),
+            usable: true,
+            connected: true,
+            leaving: false,
+        };
+        let nodes: Nodes = (1..=3).map(|node| (NodeId(node), view.clone())).collect();
+        let mut out = Vec::new();
+        let mut ctx = context(&nodes, 0, &mut out);
+        let owner = Owner::new(Config::default(), BrokerId(2), record, 10, &mut ctx);
+        assert_eq!(fenced(&out), [1, 2, 3]);
+        Self {
+            owner,
+            nodes,
+            now_ms: 0,
+        }
+    }
+
+    fn act(&mut self, act: impl FnOnce(&mut Owner, &mut Context<'_>)) -> Vec<Action> {
+        let mut out = Vec::new();
+        let mut ctx = context(&self.nodes, self.now_ms, &mut out);
+        act(&mut self.owner, &mut ctx);
+        out
+    }
+
+    fn fenced(&mut self, node: u32, authoritative: bool, committed: u64, tail: u64) -> Vec<Action> {
+        let state = FencedState {
+            segment: SEGMENT,
+            authoritative,
+            tail: Offset(tail),
+            committed: Offset(committed),
+            frames: u32::try_from(tail).unwrap(),
+            hash: ChainHash::seed(SEGMENT),
+        };
+        self.act(|owner, ctx| owner.on_fenced(NodeId(node), state, ctx))
+    }
+
+    fn unread(&mut self, node: u32, failure: NodeFailure) -> Vec<Action> {
+        self.act(|owner, ctx| owner.on_frames(NodeId(node), SEGMENT, Err(failure), ctx))
+    }
+
+    fn later(&mut self) -> Vec<Action> {
+        self.now_ms += 600;
+        self.act(|owner, ctx| owner.on_tick(ctx))
+    }
+}
+
+fn context<'a>(nodes: &'a Nodes, now_ms: u64, out: &'a mut Vec<Action>) -> Context<'a> {
+    Context {
+        now_ms,
+        wall_ms: 0,
+        nodes,
+        meta_healthy: true,
+        meta_revision: 10,
+        nonce: 7,
+        out,
+    }
+}
+
+fn fenced(actions: &[Action]) -> Vec<u32> {
+    let of = |action: &Action| match action {
+        Action::Fence { node, .. } => Some(node.0),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
+fn read_from(actions: &[Action]) -> Vec<u32> {
+    let of = |action: &Action| match action {
+        Action::ReadFrames { node, .. } => Some(node.0),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
+/// The carry is decided once the state below it is asked for.
+fn loads(actions: &[Action]) -> bool {
+    actions
+        .iter()
+        .any(|action| matches!(action, Action::ReadHeaders { .. }))
+}
+
+#[test]
+fn a_replica_that_may_have_lost_bytes_closes_but_is_no_witness() {
+    let mut case = Case::new();
+    assert!(case.fenced(1, true, 4, 4).is_empty());
+    // Another generation, or limbo: both others must be heard.
+    assert!(case.fenced(2, false, 0, 0).is_empty());
+    assert_eq!(fenced(&case.later()), [3], "who has not answered is asked again");
+    assert!(loads(&case.fenced(3, true, 4, 4)));
+}
+
+#[test]
+fn with_one_witness_alone_a_takeover_waits_for_as_long_as_it_takes() {
+    let mut case = Case::new();
+    case.fenced(1, true, 4, 4);
+    for _ in 0..500 {
+        assert_eq!(fenced(&case.later()), [2, 3]);
+    }
+    assert!(!case.owner.is_serving());
+}
+
+#[test]
+fn an_entry_damaged_on_its_only_seen_copy_is_asked_for_at_the_third() {
+    let mut case = Case::new();
+    case.fenced(1, true, 4, 6);
+    assert_eq!(read_from(&case.fenced(2, true, 4, 4)), [1]);
+    assert!(
+        case.unread(1, NodeFailure::Corrupt).is_empty(),
+        "the third is unknown: wait"
+    );
+    assert_eq!(fenced(&case.later()), [3]);
+    // It has a copy.
+    case.fenced(3, true, 4, 6);
+    assert_eq!(read_from(&case.later()), [1]);
+    assert_eq!(read_from(&case.unread(1, NodeFailure::Corrupt)), [3]);
+}
+
+#[test]
+fn an_entry_damaged_on_one_copy_and_absent_on_both_others_was_never_acknowledged() {
+    let mut case = Case::new();
+    case.fenced(1, true, 4, 6);
+    case.fenced(2, true, 4, 4);
+    case.unread(1, NodeFailure::Corrupt);
+    case.fenced(3, true, 4, 4);
+    case.later();
+    assert!(loads(&case.unread(1, NodeFailure::Corrupt)), "the log ends at 4");
+}
+
+#[test]
+fn a_failure_that_is_no_damage_and_a_third_in_limbo_decide_nothing() {
+    for (failure, third) in [(NodeFailure::Failed, true), (NodeFailure::Corrupt, false)] {
+        let mut case = Case::new();
+        case.fenced(1, true, 4, 6);
+        case.fenced(2, true, 4, 4);
+        case.fenced(3, third, 4, 4);
+        for _ in 0..20 {
+            assert!(!loads(&case.unread(1, failure)), "{failure:?}");
+            assert!(!loads(&case.later()));
+        }
+    }
+}

@@ -1,0 +1,206 @@
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use forebay_record::{BrokerId, PartitionId};
+use uuid::Uuid;
+
+use super::*;
+use crate::faults::World;
+use crate::model::Sealed;
+
+const PARTITION: PartitionId = PartitionId(7);
+
+fn id(epoch: u32, seq: u32) -> SegmentId {
+    SegmentId {
+        partition: PARTITION,
+        epoch: Epoch(epoch),
+        seq,
+    }
+}
+
+fn segment(id: SegmentId, token: u64, base: u64) -> Segment {
+    held(id, token, base, 0, 0).1.linked()
+}
+
+/// On three nodes, the last of which lags by one.
+fn held(id: SegmentId, token: u64, base: u64, committed: u64, tail: u64) -> (SegmentId, Held) {
+    let copy = |tail: u64| Copy {
+        tail: Offset(tail),
+        committed: Offset(committed),
+        limbo: false,
+    };
+    let held = Held {
+        id,
+        token: Token(token),
+        base: Offset(base),
+        ack_quorum: 2,
+        replicas: (1..=3).map(|node| (NodeId(node), Generation(1))).collect(),
+        bytes: 10,
+        copies: BTreeMap::from([
+            (NodeId(1), copy(tail)),
+            (NodeId(2), copy(tail)),
+            (NodeId(3), copy(tail.saturating_sub(1))),
+        ]),
+    };
+    (id, held)
+}
+
+/// Sealed 0..10, open from 10.
+fn backup() -> Partition {
+    Partition::new(PARTITION, Uuid::nil(), 0)
+        .grant(BrokerId(1), SessionId(5), 1)
+        .unwrap()
+        .open_first(segment(id(1, 1), 10, 0), 2)
+        .unwrap()
+        .seal(Offset(10), Sealed::default(), Some(segment(id(1, 2), 11, 10)), 3)
+        .unwrap()
+}
+
+fn planned(found: impl IntoIterator<Item = (SegmentId, Held)>) -> Planned {
+    let planned = plan(&backup(), &found.into_iter().collect(), 99, 42);
+    // Whatever it is, it is a record.
+    let decoded = Partition::decode(&planned.record.encode()).unwrap();
+    assert_eq!(decoded, planned.record);
+    assert!(planned.record.epoch > Epoch(EPOCHS_SKIPPED));
+    planned
+}
+
+fn chain(planned: &Planned) -> Vec<(u32, u32, u64, Option<u64>)> {
+    let of = |one: &Segment| (one.id.epoch.0, one.id.seq, one.base.0, one.end.map(Offset::get));
+    planned.record.chain.iter().map(of).collect()
+}
+
+fn old() -> [(SegmentId, Held); 2] {
+    [held(id(1, 1), 10, 0, 10, 10), held(id(1, 2), 11, 10, 18, 20)]
+}
+
+#[test]
+fn nothing_written_since_leaves_the_chain_as_it_is() {
+    let planned = planned(old());
+    assert_eq!(chain(&planned), [(1, 1, 0, Some(10)), (1, 2, 10, None)]);
+    assert!(planned.adopted.is_empty() && planned.lost.is_empty() && planned.left.is_empty());
+    assert_eq!(
+        (planned.record.owner, planned.record.last_seq, planned.record.op),
+        (None, 0, 42)
+    );
+}
+
+#[test]
+fn rolls_and_a_takeover_since_are_taken_back_into_the_chain() {
+    let since = [
+        held(id(1, 3), 12, 20, 30, 30),
+        // A takeover that carried from the committed offset.
+        held(id(2, 1), 15, 28, 40, 40),
+        held(id(2, 2), 16, 40, 44, 47),
+        // Prepared by the old owner, never linked.
+        held(id(1, 4), 13, 30, 30, 31),
+    ];
+    let planned = planned(old().into_iter().chain(since));
+    let expected = [
+        (1, 1, 0, Some(10)),
+        (1, 2, 10, Some(20)),
+        (1, 3, 20, Some(28)),
+        (2, 1, 28, Some(40)),
+        (2, 2, 40, None),
+    ];
+    // The old owner stated 30, and the takeover went on at 28 only where it was not told.
+    let committed = [(1, 1, 0, Some(10)), (1, 2, 10, Some(20)), (1, 3, 20, None)];
+    let found = chain(&planned);
+    assert!(found == expected || found[..2] == committed[..2], "{found:?}");
+}
+
+#[test]
+fn a_takeover_since_is_followed_where_it_carried() {
+    let since = [
+        held(id(1, 3), 12, 20, 28, 30),
+        held(id(2, 1), 15, 28, 40, 40),
+        held(id(2, 2), 16, 40, 44, 47),
+        held(id(1, 4), 13, 30, 30, 31),
+    ];
+    let planned = planned(old().into_iter().chain(since));
+    let expected = [
+        (1, 1, 0, Some(10)),
+        (1, 2, 10, Some(20)),
+        (1, 3, 20, Some(28)),
+        (2, 1, 28, Some(40)),
+        (2, 2, 40, None),
+    ];
+    assert_eq!(chain(&planned), expected);
+    assert_eq!(planned.left, [id(1, 4)]);
+    assert!(planned.lost.is_empty());
+    assert_eq!(planned.record.epoch, Epoch(2 + EPOCHS_SKIPPED));
+}
+
+#[test]
+fn the_newest_segment_is_taken_though_no_node_was_told_of_a_commit_in_it() {
+    let planned = planned(old().into_iter().chain([held(id(1, 3), 12, 20, 20, 25)]));
+    assert_eq!(chain(&planned).last(), Some(&(1, 3, 20, None)));
+}
+
+#[test]
+fn what_was_offloaded_since_is_a_declared_gap_and_the_rest_is_kept() {
+    // The first two went into the object store and were trimmed; the third is there.
+    let planned = planned([held(id(1, 3), 12, 20, 30, 30)]);
+    assert_eq!(chain(&planned), [(1, 3, 20, None)]);
+    assert_eq!(planned.record.after_gap(Offset(0)), Offset(20));
+    assert_eq!(
+        planned.lost.iter().map(|gap| gap.end.0 - gap.base.0).sum::<u64>(),
+        20
+    );
+}
+
+#[test]
+fn a_hole_between_what_is_held_is_a_declared_gap() {
+    let planned = planned(old().into_iter().chain([held(id(2, 4), 30, 50, 60, 60)]));
+    let expected = [(1, 1, 0, Some(10)), (1, 2, 10, Some(20)), (2, 4, 50, None)];
+    assert_eq!(chain(&planned), expected);
+    assert_eq!(planned.record.after_gap(Offset(20)), Offset(50));
+    assert_eq!(planned.record.after_gap(Offset(19)), Offset(19));
+}
+
+#[test]
+fn where_no_node_holds_the_open_segment_the_log_goes_on_far_above_it() {
+    let planned = planned([held(id(1, 1), 10, 0, 10, 10)]);
+    assert_eq!(chain(&planned), [(1, 1, 0, Some(10))]);
+    assert_eq!(planned.record.sealed_end(), Offset(10 + OFFSETS_SKIPPED));
+}
+
+#[test]
+fn a_deleted_partition_stays_deleted() {
+    let found: BTreeMap<_, _> = old().into_iter().collect();
+    let planned = plan(&backup().delete(9), &found, 99, 42);
+    assert!(planned.record.deleted && planned.adopted.is_empty());
+}
+
+#[tokio::test]
+async fn the_incarnation_is_raised_once_and_sessions_are_gone() {
+    let world = World::new().await;
+    let random = forebay_runtime::random::SeededRandom::new(1);
+    let settings = cluster::ClusterSettings {
+        cluster_id: None,
+        replicas: 3,
+        ack_quorum: 2,
+    };
+    assert!(raise(&*world.store).await.is_err(), "there is no cluster");
+    cluster::join(&*world.store, &settings, &random).await.unwrap();
+    let session = Txn::new().then(Op::put(keys::broker(BrokerId(1)), "x"));
+    world.store.txn(session).await.unwrap();
+    for _ in 0..2 {
+        let raised = raise(&*world.store).await.unwrap();
+        assert_eq!((raised.incarnation, raised.restoring), (2, true));
+    }
+    assert_eq!(world.store.get(&keys::broker(BrokerId(1))).await.unwrap().0, None);
+    let joined = cluster::join(&*world.store, &settings, &random).await.unwrap();
+    assert!(joined.restoring);
+    finish(&*world.store).await.unwrap();
+    assert_eq!(raise(&*world.store).await.unwrap().incarnation, 3);
+}
+
+#[tokio::test]
+async fn ids_that_a_node_has_seen_are_not_given_out_again() {
+    let world = World::new().await;
+    skip_ids(&*world.store, Some(PartitionId(70))).await.unwrap();
+    let next = crate::counter::allocate(&*world.store, keys::PARTITION_IDS, 1)
+        .await
+        .unwrap();
+    assert!(next.start > 70, "{next:?}");
+}
