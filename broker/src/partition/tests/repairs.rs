@@ -225,7 +225,7 @@ fn nothing_is_lost_where_nodes_lose_everything_and_every_segment_gets_its_copies
         acknowledged > 2_000,
         "only {acknowledged} batches were acknowledged"
     );
-    assert!(repaired > 500, "only {repaired} replicas were repaired");
+    assert!(repaired > 250, "only {repaired} replicas were repaired");
 }
 
 #[test]
