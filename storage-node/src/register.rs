@@ -13,6 +13,7 @@ use forebay_meta::record::{RecordError, decode, encode};
 use forebay_meta::store::{Compare, Entry, MetaStore, Op, ReadError, Revision, Txn, TxnError};
 use forebay_proto::stored::{NodeRecord, NodeState};
 use forebay_record::{Generation, NodeId, SegmentId};
+use forebay_runtime::mutant::{self, Mutant};
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -185,7 +186,8 @@ pub(crate) fn plan(
                 return raised(me, superblock, record);
             }
             let seen = superblock.record_revision;
-            if record.is_some() && me.record_revision.0 < seen {
+            let older = me.record_revision.0 < seen && !mutant::is(Mutant::OlderAnswerTaken);
+            if record.is_some() && older {
                 return Err(Refused::StoreBehind {
                     path: path(),
                     what: "revision of this node's record",
@@ -207,6 +209,9 @@ pub(crate) fn plan(
 /// The generation after a record's. Each incarnation begins with its own: a record that was restored
 /// from a backup does not know how many there were.
 pub(crate) fn next_generation(record: &NodeRecord, incarnation: u32) -> Generation {
+    if mutant::is(Mutant::GenerationKept) {
+        return Generation(record.generation);
+    }
     let first = incarnation
         .saturating_sub(1)
         .saturating_mul(GENERATIONS_PER_INCARNATION)
@@ -307,7 +312,7 @@ fn check_identity(me: Identity<'_>, superblock: &Superblock) -> Result<(), Refus
             expected,
         });
     }
-    if now < seen {
+    if now < seen && !mutant::is(Mutant::OlderAnswerTaken) {
         return Err(Refused::StoreBehind {
             path,
             what: "revision",

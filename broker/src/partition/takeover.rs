@@ -29,6 +29,7 @@ use super::action::{Action, Context};
 use super::change::{carry, sealed};
 use super::owner::{Owner, Phase, Plan};
 use forebay_record::producers::Producers;
+use forebay_runtime::mutant::{self, Mutant};
 
 /// A silent node is asked again after this long.
 const RETRY_MS: u64 = 500;
@@ -195,6 +196,12 @@ impl Owner {
             .max_by_key(|(_, s)| (s.tail, s.frames));
         let Some((source, end)) = longest.map(|(node, state)| (*node, state.tail)) else {
             return;
+        };
+        let shortest = authoritative.iter().map(|state| state.tail).min();
+        let end = match shortest {
+            _ if mutant::is(Mutant::TailDropped) => committed,
+            Some(shortest) if mutant::is(Mutant::ShortestCarried) => shortest.max(committed),
+            _ => end,
         };
         let (segment, replies) = (fencing.segment.clone(), std::mem::take(&mut fencing.replies));
         if committed > end {

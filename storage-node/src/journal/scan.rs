@@ -31,6 +31,7 @@ use crate::buffer::Buffer;
 use crate::content::{CheckedFrame, ContentError};
 use crate::disk::{BLOCK_LEN, BLOCK_LEN_U64, Disk, File};
 use crate::replica::rebuild::{Held, Rebuild};
+use forebay_runtime::mutant::{self, Mutant};
 
 const WINDOW_LEN: usize = 4 << 20;
 /// Damaged places that are told one by one; the rest is only counted.
@@ -358,6 +359,7 @@ impl Scanner<'_> {
                 Err(fault) => {
                     let follows = self.next_block(&file, at, limit);
                     let torn = follows.right.is_none() && end.is_none() && !follows.unreadable;
+                    let torn = torn || mutant::is(Mutant::DamageIsTorn);
                     if torn && !matches!(fault, BlockFault::Unreadable(_)) {
                         if !matches!(fault, BlockFault::None(_)) {
                             let path = self.disk.path(&file.name());

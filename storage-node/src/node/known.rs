@@ -19,6 +19,7 @@ use forebay_record::{Offset, PartitionId, SegmentId, Token};
 
 use forebay_runtime::clock::Clock;
 use forebay_runtime::execution::Execution;
+use forebay_runtime::mutant::{self, Mutant};
 
 use super::start::StartError;
 use crate::index::Index;
@@ -55,7 +56,7 @@ pub(super) async fn check(
     meta: &dyn MetaStore,
     (execution, clock): (&Execution, &dyn Clock),
 ) -> Result<(), StartError> {
-    if known.restoring {
+    if known.restoring || mutant::is(Mutant::OlderAnswerTaken) {
         return Ok(());
     }
     let base = incarnation_base(known.incarnation);

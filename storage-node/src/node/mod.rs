@@ -547,13 +547,23 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<Join
 }
 
 /// Gives a node a new generation and an empty folder, in two steps.
-#[derive(Debug)]
 pub struct Reformat {
     config: Config,
     seen: register::Seen,
     record: NodeRecord,
     next: Generation,
     folder: start::Wiping,
+    execution: Execution,
+    clock: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for Reformat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reformat")
+            .field("record", &self.record)
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Reformat {
@@ -563,6 +573,25 @@ impl Reformat {
     /// Where a process uses the folder, it is another node's, or the metadata store does not answer or
     /// does not know the node.
     pub async fn begin(config: &Config, incarnation: u32, meta: &dyn MetaStore) -> Result<Self, StartError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let place = (
+            Arc::new(RealFolders) as Arc<dyn Folders>,
+            Execution::Threads,
+            clock,
+        );
+        Self::begin_in(config, incarnation, meta, place).await
+    }
+
+    /// The same with a folder of any kind.
+    ///
+    /// # Errors
+    /// As [`Reformat::begin`].
+    pub async fn begin_in(
+        config: &Config,
+        incarnation: u32,
+        meta: &dyn MetaStore,
+        (folders, execution, clock): (Arc<dyn Folders>, Execution, Arc<dyn Clock>),
+    ) -> Result<Self, StartError> {
         config.validate()?;
         let seen = register::read(meta, config.node()).await?;
         let record = seen
@@ -573,14 +602,16 @@ impl Reformat {
                 path: config.data_dir.clone(),
             })?;
         let (next, own) = (register::next_generation(&record, incarnation), config.clone());
-        let begin = move || start::Wiping::begin(&own, &RealFolders);
-        let locked = Execution::Threads.run(&SystemClock::new(), begin).await;
+        let begin = move || start::Wiping::begin(&own, &*folders);
+        let locked = execution.run(&*clock, begin).await;
         Ok(Self {
             config: config.clone(),
             seen,
             record,
             next,
             folder: locked.map_err(|_| StartError::Interrupted)??,
+            execution,
+            clock,
         })
     }
 
@@ -616,9 +647,7 @@ impl Reformat {
         };
         register::register(meta, &self.seen, &gone).await?;
         let folder = self.folder;
-        let wiped = Execution::Threads
-            .run(&SystemClock::new(), move || folder.wipe())
-            .await;
+        let wiped = self.execution.run(&*self.clock, move || folder.wipe()).await;
         wiped.map_err(|_| StartError::Interrupted)??;
         Ok(self.next)
     }

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use forebay_runtime::random::{Random, SeededRandom};
 use forebay_storage_node::DirectIo;
 use forebay_storage_node::disk::fault::FaultDisk;
 use forebay_storage_node::disk::{Disk, FolderError, Folders, HeldFolder};
@@ -71,6 +72,28 @@ impl Disks {
         if let Some(disk) = self.get(folder) {
             self.put(folder, Some(disk.image()));
         }
+    }
+
+    /// Flips one bit of a journal file, where something is written; says in which file and where.
+    #[must_use]
+    pub fn flip_bit(&self, folder: &Path, random: &SeededRandom) -> Option<String> {
+        let disk = self.get(folder)?;
+        let names = disk.list().ok()?;
+        let journals: Vec<_> = names.iter().filter(|name| name.starts_with("journal-")).collect();
+        let at = usize::try_from(random.range(0, journals.len() as u64)).ok()?;
+        let name = journals.get(at)?;
+        let mut flipped = None;
+        disk.edit(name, |bytes| {
+            for _ in 0..200 {
+                let at = usize::try_from(random.range(0, bytes.len() as u64)).unwrap_or_default();
+                if let Some(byte) = bytes.get_mut(at).filter(|byte| **byte != 0) {
+                    *byte ^= 1 << random.range(0, 8);
+                    flipped = Some(at);
+                    return;
+                }
+            }
+        });
+        flipped.map(|at| format!("{name} at {at}"))
     }
 
     /// The machine lost power: what was not synced is there in part.

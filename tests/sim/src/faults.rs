@@ -5,11 +5,12 @@
 //! clocks jump, disks are slow, fail their syncs or vanish. At any time at most one storage node's
 //! disk is lost for good: more than that no quorum survives.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use forebay_runtime::random::{Random, SeededRandom};
 
-use crate::host::{Host, HostId, Order, Role, folder};
+use crate::host::{Harm, Host, HostId, Order, Role, folder};
 use crate::network::{Delays, STORE};
 use crate::objects::OBJECTS;
 use crate::world::World;
@@ -17,7 +18,7 @@ use crate::world::World;
 /// One kind of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
-    Kill(HostId, bool),
+    Kill(HostId, Harm),
     Stop(HostId),
     Stall(HostId),
     OneWay(HostId, HostId),
@@ -45,6 +46,8 @@ pub struct Troublemaker<'a> {
     kinds: u64,
     /// Longest pause between two, in ms.
     pause_ms: u64,
+    /// A disk of this run has lost something already.
+    lost: Cell<bool>,
 }
 
 impl<'a> Troublemaker<'a> {
@@ -66,6 +69,7 @@ impl<'a> Troublemaker<'a> {
             hosts,
             kinds,
             pause_ms,
+            lost: Cell::new(world.options.nodes < 4),
             random,
         }
     }
@@ -133,9 +137,9 @@ impl<'a> Troublemaker<'a> {
 
     fn choose(&self, choice: u64) -> Fault {
         match choice {
-            0..14 => Fault::Kill(self.of(Role::Broker), true),
-            14..24 => Fault::Kill(self.of(Role::Storage), self.random.range(0, 2) == 0),
-            24..27 => Fault::Kill(self.of(Role::Proxy), true),
+            0..14 => Fault::Kill(self.of(Role::Broker), Harm::None),
+            14..24 => self.kill_node(),
+            24..27 => Fault::Kill(self.of(Role::Proxy), Harm::None),
             27..33 => Fault::Stop(self.of(Role::Broker)),
             33..36 => Fault::Stop(self.of(Role::Storage)),
             36..48 => Fault::Stall(self.any()),
@@ -156,6 +160,17 @@ impl<'a> Troublemaker<'a> {
         }
     }
 
+    /// One storage node with or without its machine; once in a run, with its disk.
+    fn kill_node(&self) -> Fault {
+        let harm = match self.random.range(0, 6) {
+            0 if !self.lost.replace(true) => Harm::Wipe,
+            1 if !self.lost.replace(true) => Harm::Rot,
+            0..3 => Harm::None,
+            _ => Harm::Power,
+        };
+        Fault::Kill(self.of(Role::Storage), harm)
+    }
+
     fn order(&self, id: HostId, order: Order) {
         if let Some(host) = self.hosts.iter().find(|host| host.id == id) {
             host.order(order);
@@ -166,7 +181,7 @@ impl<'a> Troublemaker<'a> {
         let (world, network) = (self.world.clone(), self.world.network.clone());
         let down = lasts.min(Duration::from_secs(6));
         match fault {
-            Fault::Kill(host, power) => self.order(host, Order::Kill { power, down }),
+            Fault::Kill(host, harm) => self.order(host, Order::Kill { harm, down }),
             Fault::Stop(host) => self.order(host, Order::Stop { down }),
             Fault::AllBrokers | Fault::AllNodes => {
                 let role = if fault == Fault::AllNodes {
@@ -175,7 +190,10 @@ impl<'a> Troublemaker<'a> {
                     Role::Broker
                 };
                 for host in self.hosts.iter().filter(|host| host.id.role == role) {
-                    host.order(Order::Kill { power: true, down });
+                    host.order(Order::Kill {
+                        harm: Harm::Power,
+                        down,
+                    });
                 }
             }
             Fault::Stall(host) => {
@@ -267,7 +285,13 @@ impl<'a> Troublemaker<'a> {
                     disk.fail_syncs();
                     // What the kernel dropped with the failed sync is gone after a restart.
                     tokio::time::sleep(down).await;
-                    self.order(host, Order::Kill { power: true, down });
+                    self.order(
+                        host,
+                        Order::Kill {
+                            harm: Harm::Power,
+                            down,
+                        },
+                    );
                 }
             }
         }

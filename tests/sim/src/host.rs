@@ -28,7 +28,8 @@ use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::{Random, SeededRandom};
 use forebay_runtime::tasks::Tasks;
 use forebay_runtime::trace::Tracer;
-use forebay_storage_node::{Config as StorageConfig, Environment, StorageNode};
+use forebay_storage_node::disk::Folders;
+use forebay_storage_node::{Config as StorageConfig, Environment, Reformat, StorageNode};
 use forebay_tier::{
     Bucket, CacheConfig, Collector, GcOptions, Manifests, ObjectStoreConfig, OpenError, Reader, StoreError,
 };
@@ -77,13 +78,26 @@ impl std::fmt::Display for HostId {
     }
 }
 
+/// What becomes of a storage node's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Harm {
+    /// It has all that was written.
+    None,
+    /// The machine lost power: what was not synced is there in part.
+    Power,
+    /// It is lost, and an empty one takes its place.
+    Wipe,
+    /// One bit of the journal is another one.
+    Rot,
+}
+
 /// What is done to a process.
 #[derive(Debug, Clone, Copy)]
 pub enum Order {
     /// Ends it at once, and starts it again after so long.
     Kill {
-        /// The machine loses power with it.
-        power: bool,
+        /// What becomes of its disk.
+        harm: Harm,
         /// Until it is started again.
         down: Duration,
     },
@@ -142,7 +156,10 @@ async fn supervise(world: World, id: HostId, mut orders: mpsc::UnboundedReceiver
                         reason = tasks.shutdown_requested() => {
                             tracing::info!(target: "sim", host = %id, %reason, "process ends by itself");
                             world.count_exit();
-                            Some(Order::Kill { power: false, down: Duration::from_millis(500) })
+                            Some(Order::Kill {
+                                harm: Harm::None,
+                                down: Duration::from_millis(500),
+                            })
                         }
                     };
                     world.down(id);
@@ -154,7 +171,17 @@ async fn supervise(world: World, id: HostId, mut orders: mpsc::UnboundedReceiver
                 Err(error) => {
                     tracing::info!(target: "sim", host = %id, error = format!("{error:#}"), "process does not start");
                     world.refused(id, &format!("{error:#}"));
-                    Some(Order::Kill { power: false, down: Duration::from_secs(1) })
+                    // What a start that failed may have locked.
+                    tasks.abort();
+                    if id.role == Role::Storage
+                        && world.disks.get(&folder(id.number)).is_none()
+                        && boot > 1
+                    {
+                        let operator = Tasks::new(format!("operator of {id}"));
+                        reformat(&world, id, &operator).await;
+                        operator.abort();
+                    }
+                    Some(Order::Kill { harm: Harm::None, down: Duration::from_secs(1) })
                 }
             },
             order = orders.recv() => order,
@@ -163,21 +190,76 @@ async fn supervise(world: World, id: HostId, mut orders: mpsc::UnboundedReceiver
         tracing::info!(target: "sim", host = %id, ?order, "process ended");
         tasks.abort();
         world.network.cut(&id.to_string());
-        let (power, down) = match order {
-            Order::Kill { power, down } => (power, down),
-            Order::Stop { down } => (false, down),
+        let (harm, down) = match order {
+            Order::Kill { harm, down } => (harm, down),
+            Order::Stop { down } => (Harm::None, down),
         };
         if id.role == Role::Storage {
-            if power {
-                world.disks.power_lost(&folder(id.number), world.random.u64());
-            } else if let Order::Kill { .. } = order {
-                world.disks.process_died(&folder(id.number));
-            }
+            damage(&world, id, harm);
         }
         tasks.wait().await;
         tokio::time::sleep(down).await;
         // Orders for a process that is not there are void.
         while orders.try_recv().is_ok() {}
+    }
+}
+
+/// What a crash leaves of a disk.
+fn damage(world: &World, id: HostId, harm: Harm) {
+    let folder = folder(id.number);
+    match harm {
+        Harm::None => world.disks.process_died(&folder),
+        Harm::Power => world.disks.power_lost(&folder, world.random.u64()),
+        Harm::Wipe => world.disks.put(&folder, None),
+        Harm::Rot => {
+            world.disks.process_died(&folder);
+            if let Some(at) = world.disks.flip_bit(&folder, &world.random) {
+                tracing::info!(target: "sim", host = %id, at, "a bit is flipped");
+            }
+        }
+    }
+}
+
+/// What an operator does about a node whose disk is lost. Says whether it is done.
+async fn reformat(world: &World, id: HostId, tasks: &Tasks) -> bool {
+    let clock: Arc<dyn Clock> = world.clock.clone();
+    let host = id.to_string();
+    let store = world
+        .store
+        .client(world.network.wire(&host), tasks.group("operator"));
+    let config = StorageConfig {
+        data_dir: folder(id.number),
+        node_id: id.number,
+        journal_file_bytes: ByteSize::mib(1),
+        ..StorageConfig::default()
+    };
+    let place = (
+        Arc::new(world.disks.clone()) as Arc<dyn Folders>,
+        Execution::Simulated(Arc::new(AtOnce)),
+        clock,
+    );
+    let done = match Reformat::begin_in(&config, 1, &*store, place).await {
+        Ok(reformat) => reformat.finish(&*store).await,
+        Err(error) => Err(error),
+    };
+    match done {
+        Ok(generation) => {
+            tracing::info!(target: "sim", host = %id, %generation, "reformatted");
+            true
+        }
+        Err(error) => {
+            tracing::info!(target: "sim", host = %id, %error, "not reformatted yet");
+            false
+        }
+    }
+}
+
+/// Work that takes no time.
+struct AtOnce;
+
+impl Pace for AtOnce {
+    fn next(&self) -> Duration {
+        Duration::ZERO
     }
 }
 

@@ -11,13 +11,13 @@ use anyhow::Context as _;
 use forebay_history::{ChainRecord, ChainSegment, Event, History, Range, Rules, check};
 use forebay_meta::keys;
 use forebay_meta::model::Partition;
-use forebay_meta::store::{Revision, WatchKind};
+use forebay_meta::store::{Image, Revision, WatchKind};
 use serde::{Deserialize, Serialize};
 
 use crate::entropy::seed_thread;
 use crate::eventlog::EventLog;
 use crate::faults::Troublemaker;
-use crate::host::{Host, HostId, Role};
+use crate::host::{Harm, Host, HostId, Order, Role};
 use crate::load::{self, Numbers, TOPIC};
 use crate::world::{Ends, Options, World};
 
@@ -124,7 +124,7 @@ fn hosts(world: &World) -> Vec<Host> {
 }
 
 async fn drive(world: &World) -> anyhow::Result<()> {
-    tokio::spawn(watch_chains(world.clone()));
+    let chains = tokio::spawn(watch_chains(world.clone()));
     let hosts = hosts(world);
     let admin = load::reach(world, "admin", 0).await?.admin();
     let config = [
@@ -171,6 +171,13 @@ async fn drive(world: &World) -> anyhow::Result<()> {
         ));
     }
     let time = Duration::from_secs(world.options.seconds);
+    let middle = {
+        let store = world.store.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(time / 2).await;
+            store.image()
+        })
+    };
     if world.options.calm {
         tokio::time::sleep(time).await;
     } else {
@@ -196,9 +203,35 @@ async fn drive(world: &World) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(RECOVERY, finish).await.with_context(|| {
+    let finished = tokio::time::timeout(RECOVERY, finish).await;
+    finished.with_context(|| {
         format!("not all was answered and readable {RECOVERY:?} after everything was mended")
-    })?
+    })??;
+    if world.options.restore {
+        chains.abort();
+        go_back(world, &hosts, middle.await?, &numbers).await;
+    }
+    Ok(())
+}
+
+/// Kills everything and puts the metadata store back. Nobody may go on as if nothing had been: a scan
+/// that ends now ends too early, which the history tells.
+async fn go_back(world: &World, hosts: &[Host], image: Image, numbers: &Numbers) {
+    tracing::info!(target: "sim", "the metadata store goes back");
+    for host in hosts {
+        host.order(Order::Kill {
+            harm: Harm::None,
+            down: Duration::from_secs(2),
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.store.restore(image);
+    let scanned = tokio::time::timeout(Duration::from_secs(30), load::scan(world, 0, numbers)).await;
+    match scanned {
+        Ok(Ok(())) => tracing::info!(target: "sim", "the log was read after the store went back"),
+        Ok(Err(error)) => tracing::info!(target: "sim", error = format!("{error:#}"), "refused"),
+        Err(_) => tracing::info!(target: "sim", "nobody answers"),
+    }
 }
 
 /// Notes every version of every partition's record.

@@ -41,6 +41,8 @@ pub struct Options {
     pub calm: bool,
     /// Sealed segments go to the object store.
     pub offload: bool,
+    /// At the end the metadata store is put back to the middle of the run: everybody must refuse.
+    pub restore: bool,
 }
 
 impl Options {
@@ -56,6 +58,7 @@ impl Options {
             producers: u32::try_from(random.range(1, 4)).unwrap_or(3),
             disk_budget_mib: if offload { 32 } else { 256 },
             offload,
+            restore: random.range(0, 8) == 0,
             ..Self::default()
         }
     }
@@ -75,6 +78,7 @@ impl Default for Options {
             tail_cache_bytes: 64 << 10,
             calm: false,
             offload: false,
+            restore: false,
         }
     }
 }
