@@ -181,7 +181,11 @@ impl Reader {
     /// The last state at or below `until`, and the headers of the batches between.
     pub(crate) fn headers(&self, request: &HeadersRequest) -> Result<Headers, NodeFailure> {
         let segment = self.segment(request.segment, request.generation)?;
-        let until = request.until.min(segment.tail());
+        let (until, tail) = (request.until, segment.tail());
+        // A replica may lack the end of a sealed segment: what it knows of producers is too old then.
+        if tail < until {
+            return Err(NodeFailure::Behind(tail));
+        }
         let entries = segment.entries_from_state(until, HEADERS_FRAMES_MAX);
         let Some((first, rest)) = entries.split_first() else {
             let lost = segment.is_limbo();
