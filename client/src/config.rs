@@ -20,7 +20,8 @@ pub struct ClientConfig {
     pub retry_timeout: Duration,
     /// Begins the spans of records that are sent and received; off by default.
     pub tracer: Tracer,
-    /// Opens the connections, instead of the system's sockets.
+    /// Opens the connections, instead of the system's sockets; whether one is alive is then for it to
+    /// know, no pings are sent.
     pub connector: Option<Arc<dyn Connector>>,
 }
 

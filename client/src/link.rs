@@ -89,7 +89,12 @@ impl Endpoints {
         let named = config
             .endpoints
             .iter()
-            .map(|name| Ok((name.clone(), endpoint(name, config.connect_timeout)?)))
+            .map(|name| {
+                Ok((
+                    name.clone(),
+                    endpoint(name, config.connect_timeout, config.connector.is_none())?,
+                ))
+            })
             .collect::<Result<_, ConfigError>>()?;
         Ok(Self {
             named,
@@ -122,7 +127,7 @@ impl Endpoints {
     }
 }
 
-fn endpoint(name: &str, connect_timeout: Duration) -> Result<Endpoint, ConfigError> {
+fn endpoint(name: &str, connect_timeout: Duration, pings: bool) -> Result<Endpoint, ConfigError> {
     let refuse = |reason| ConfigError {
         key: "endpoints",
         reason,
@@ -137,13 +142,18 @@ fn endpoint(name: &str, connect_timeout: Duration) -> Result<Endpoint, ConfigErr
     if parsed.scheme_str() != Some("http") || parsed.host().is_none_or(str::is_empty) {
         return Err(refuse(format!("{name:?} is not host:port or http://host:port")));
     }
-    Ok(endpoint
+    let endpoint = endpoint
         .connect_timeout(connect_timeout)
         .tcp_nodelay(true)
         .tcp_keepalive(Some(KEEP_ALIVE_EVERY))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX);
+    // Their times are the system's, which a simulation must not depend on.
+    if !pings {
+        return Ok(endpoint);
+    }
+    Ok(endpoint
         .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true))

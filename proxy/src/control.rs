@@ -157,13 +157,11 @@ fn connect_lazily(address: &str, connector: Option<&Arc<dyn Connector>>) -> Resu
         }
     };
     let endpoint = Endpoint::from_shared(uri).map_err(|_| unusable())?;
-    let endpoint = endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .tcp_nodelay(true);
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
     Ok(match connector {
+        // The times of pings are the system's, which a simulation must not depend on.
         Some(connector) => endpoint.connect_with_connector_lazy(for_grpc(Arc::clone(connector))),
-        None => endpoint.connect_lazy(),
+        None => endpoint.http2_keep_alive_interval(KEEP_ALIVE).connect_lazy(),
     })
 }
 

@@ -39,7 +39,7 @@ macro_rules! mutants {
 
 mutants! {
     EpochKept "i01-epoch-kept" "a broker that begins anew gets the epoch that it had",
-    GenerationIgnored "i02-generation-ignored" "a node that came back with another generation counts as the replica that it was",
+    GenerationIgnored "i02-generation-ignored" "a node answers for generations that it is no longer",
     GapStored "i03-gap-stored" "a node stores a frame behind a gap",
     AckBeforeSync "i04-ack-before-sync" "a node acknowledges what is not synced",
     FenceForgotten "i05-fence-forgotten" "a fence is not written to the journal",

@@ -331,7 +331,7 @@ impl Writer {
         else {
             return;
         };
-        if cursor.generation == generation || mutant::is(Mutant::GenerationIgnored) {
+        if cursor.generation == generation {
             let from = cursor.frames;
             self.resend(node, from, out);
         } else {

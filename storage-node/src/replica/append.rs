@@ -45,7 +45,7 @@ impl Replica {
     fn decide(&mut self, generation: Generation, frame: &CheckedFrame) -> Result<(), Appended> {
         let header = frame.header();
         let refuse = |refusal| Err(Appended::Refused(refusal));
-        if generation != self.generation {
+        if generation != self.generation && !mutant::is(Mutant::GenerationIgnored) {
             return refuse(Refusal::WrongGeneration(self.generation));
         }
         let admission = self.admission();

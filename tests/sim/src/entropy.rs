@@ -1,12 +1,17 @@
-//! The process's own randomness, as a function of the seed.
+//! The process's own randomness and time, as a function of the seed.
 //!
 //! Hash maps and the scheduler ask the operating system for random numbers once per thread. Here
 //! that call is answered from the seed on threads that simulate, so that the order in which a map
-//! is gone through, and with it a whole run, repeats. Other threads get what they would have got.
+//! is gone through, and with it a whole run, repeats. The system's clocks stand still on them: what goes
+//! by real time in a library (a date header, when a closed stream is forgotten) does not move at all.
+//! Other threads get what they would have got.
 
 use std::cell::Cell;
 
 use forebay_runtime::random::{Random, SeededRandom};
+
+/// What the system's clocks show on threads that simulate: 2026-01-01T00:00:00Z.
+const STILL_SECONDS: libc::time_t = 1_767_225_600;
 
 thread_local! {
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
@@ -43,6 +48,25 @@ pub unsafe extern "C" fn getrandom(buffer: *mut libc::c_void, len: usize, flags:
     filled as isize
 }
 
+/// What libc's `clock_gettime` is called for.
+///
+/// # Safety
+/// `time` must be writable, as for the system call of this name.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> libc::c_int {
+    let simulated = SEED.try_with(Cell::get);
+    if let Ok(Some(_)) = simulated {
+        // SAFETY: the caller promises that `time` is writable.
+        unsafe {
+            (*time).tv_sec = STILL_SECONDS;
+            (*time).tv_nsec = 0;
+        }
+        return 0;
+    }
+    // SAFETY: passes on the caller's own arguments to the system call that it meant.
+    unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) as libc::c_int }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -72,5 +96,20 @@ mod tests {
         };
         assert_eq!(crate_bytes(3), crate_bytes(3));
         assert_ne!(crate_bytes(3), crate_bytes(4));
+    }
+
+    #[test]
+    fn clocks_stand_still_on_a_thread_that_simulates() {
+        let run = || {
+            seed_thread(1);
+            let (then, begin) = (std::time::SystemTime::now(), std::time::Instant::now());
+            std::hint::black_box((0..100_000_u64).sum::<u64>());
+            (then.elapsed().ok(), begin.elapsed())
+        };
+        let still = std::thread::spawn(run).join().ok();
+        assert_eq!(
+            still,
+            Some((Some(std::time::Duration::ZERO), std::time::Duration::ZERO))
+        );
     }
 }

@@ -35,6 +35,8 @@ enum Fault {
     FailedSync(HostId),
     AllBrokers,
     AllNodes,
+    /// A broker that is taken for dead and lives on, and storage nodes that restart meanwhile.
+    Zombie(HostId),
 }
 
 /// Breaks things until told to end, then mends everything.
@@ -139,8 +141,9 @@ impl<'a> Troublemaker<'a> {
         match choice {
             0..14 => Fault::Kill(self.of(Role::Broker), Harm::None),
             14..24 => self.kill_node(),
-            24..27 => Fault::Kill(self.of(Role::Proxy), Harm::None),
-            27..33 => Fault::Stop(self.of(Role::Broker)),
+            24..26 => Fault::Kill(self.of(Role::Proxy), Harm::None),
+            26..28 => Fault::Zombie(self.of(Role::Broker)),
+            28..33 => Fault::Stop(self.of(Role::Broker)),
             33..36 => Fault::Stop(self.of(Role::Storage)),
             36..48 => Fault::Stall(self.any()),
             48..58 => Fault::OneWay(self.any(), self.any()),
@@ -163,8 +166,8 @@ impl<'a> Troublemaker<'a> {
     /// One storage node with or without its machine; once in a run, with its disk.
     fn kill_node(&self) -> Fault {
         let harm = match self.random.range(0, 6) {
-            0 if !self.lost.replace(true) => Harm::Wipe,
-            1 if !self.lost.replace(true) => Harm::Rot,
+            0 | 1 if !self.lost.replace(true) => Harm::Wipe,
+            2 if !self.lost.replace(true) => Harm::Rot,
             0..3 => Harm::None,
             _ => Harm::Power,
         };
@@ -196,6 +199,7 @@ impl<'a> Troublemaker<'a> {
                     });
                 }
             }
+            Fault::Zombie(host) => self.zombie(host).await,
             Fault::Stall(host) => {
                 network.stall(&host.to_string());
                 tokio::spawn(async move {
@@ -295,6 +299,31 @@ impl<'a> Troublemaker<'a> {
                 }
             }
         }
+    }
+
+    /// Cuts a broker off from all but clients and the metadata store until another one has taken over,
+    /// lets storage nodes restart, and lets it speak again.
+    async fn zombie(&self, zombie: HostId) {
+        let network = &self.world.network;
+        let me = zombie.to_string();
+        for host in self.hosts.iter().filter(|host| host.id != zombie) {
+            if host.id.role != Role::Proxy {
+                network.block(&me, &host.id.to_string());
+                network.block(&host.id.to_string(), &me);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(self.random.range(2_000, 6_000))).await;
+        let down = Duration::from_millis(self.random.range(50, 400));
+        for host in self.hosts.iter().filter(|host| host.id.role == Role::Storage) {
+            if self.random.range(0, 4) > 0 {
+                host.order(Order::Kill {
+                    harm: Harm::Power,
+                    down,
+                });
+            }
+        }
+        tokio::time::sleep(down + Duration::from_millis(self.random.range(100, 3_000))).await;
+        network.unblock_all();
     }
 
     /// Partitions end together, some time after the newest.
