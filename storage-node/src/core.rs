@@ -199,6 +199,7 @@ impl Core {
                 return self.out.push((peer, refused(Refusal::Failed)));
             }
         }
+        let limbo = self.parts.replica.is_in_limbo(header.segment);
         match self.parts.replica.append(peer, generation, frame) {
             Appended::Stage => {
                 let position = self.parts.writer.push(header, frame.payload());
@@ -209,7 +210,9 @@ impl Core {
             }
             Appended::Known => {}
             Appended::Refused(refusal) => {
-                if matches!(refusal, Refusal::Overlap | Refusal::Diverged | Refusal::Malformed) {
+                let contradicts =
+                    matches!(refusal, Refusal::Overlap | Refusal::Diverged | Refusal::Malformed);
+                if contradicts && !limbo {
                     tracing::error!(segment = %header.segment, number = header.number, ?refusal,
                         "a frame contradicts its segment");
                 }

@@ -359,6 +359,12 @@ impl Replica {
         }
     }
 
+    /// Whether bytes of a segment may be missing here; nothing more is taken for it then.
+    #[must_use]
+    pub fn is_in_limbo(&self, segment: SegmentId) -> bool {
+        self.segments.get(&segment).is_some_and(|held| held.limbo)
+    }
+
     /// Forgets a segment whose record says that nobody needs it any more. The floor rises first
     /// (I17), so it stays closed. False where it is unknown.
     pub fn trim(&mut self, segment: SegmentId) -> bool {
