@@ -61,6 +61,7 @@ BAD = [
     (["broker.tailCacheBytes=2GiB"], "broker.resources.limits.memory = 1Gi is less than broker.memoryBytes"),
     (["proxy.memoryBytes=512MB"], "memoryBytes"),
     (["proxy.terminationGracePeriodSeconds=24"], "proxy.preStopSeconds = 5"),
+    (["broker.terminationGracePeriodSeconds=30"], "terminationGracePeriodSeconds"),
     (["proxy.replicas=0"], "replicas"),
     (["proxy.replica=3"], "replica"),
     (["brokers.replicas=3"], "brokers"),

@@ -140,8 +140,9 @@ def pods_are_probed(objects):
                     yield f"{title(workload)}: {probe} asks port {port}"
         grace = workload["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 0)
         # What `Running::shutdown` of the cli may take.
-        if component(workload) in ROLES - {"controller"} and grace < 20:
-            yield f"{title(workload)} has {grace} s to end"
+        needed = {"broker": 35, "controller": 0}.get(component(workload), 20)
+        if component(workload) in ROLES and grace < needed:
+            yield f"{title(workload)} has {grace} s to end, it may need {needed} s"
 
 
 def budgets(objects):

@@ -173,6 +173,8 @@ class Suite:
             ("config.storage.direct_io=false", {"storage"}),
             ("broker.diskCacheBytes=1GiB", {"broker"}),
             ("broker.tailCacheBytes=64MiB", {"broker"}),
+            ("config.broker.repair_after=10min", {"broker"}),
+            ("config.controller.rebalance=false", {"controller"}),
             ("proxy.memoryBytes=256MiB", {"proxy"}),
             ("config.proxy.decompressed_bytes_max=32MiB", {"proxy", "broker"}),
             ("config.telemetry.log_filter=debug", {"proxy", "broker", "storage", "controller"}),

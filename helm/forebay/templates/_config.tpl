@@ -91,7 +91,7 @@
 {{- $root := index . 0 -}}
 {{- $component := index . 1 -}}
 {{- $config := include "forebay.ownConfig" . | fromJson -}}
-{{- $roles := dict "proxy" (list "proxy" "broker") "cache" (list "proxy" "broker") "broker" (list "broker") "storage" (list "storage") -}}
+{{- $roles := dict "proxy" (list "proxy" "broker") "cache" (list "proxy" "broker") "broker" (list "broker") "storage" (list "storage") "controller" (list "controller") -}}
 {{- range $section, $keys := $root.Values.config -}}
 {{- if has $component (default (list $component) (get $roles $section)) -}}
 {{- $_ := set $config $section (merge (dict) (default (dict) (get $config $section)) $keys) -}}
