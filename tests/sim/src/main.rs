@@ -118,6 +118,10 @@ fn spawn(seed: u64, arguments: &Arguments, mutant: Option<Mutant>, log: bool) ->
     if let (true, Some(path)) = (log || arguments.seed.is_some(), &arguments.history) {
         command.arg("--history").arg(path);
     }
+    // A panic is told by the log; where it came from, by a run without others beside it.
+    if arguments.seed.is_none() {
+        command.stderr(Stdio::null());
+    }
     let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let output = process.stdout.take().context("a child without output")?;
     let mut last = String::new();
