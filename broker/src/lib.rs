@@ -8,6 +8,7 @@ mod assignments;
 mod broker;
 mod changes;
 mod config;
+mod describe;
 mod front;
 mod metrics;
 mod nodes;

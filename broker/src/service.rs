@@ -14,6 +14,7 @@ use forebay_record::{BrokerId, Offset, PartitionId, SessionId};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
+use crate::describe;
 use crate::owners::{Command, Summary};
 use crate::registration::Registration;
 
@@ -137,6 +138,7 @@ impl BrokerService for Control {
                 high_watermark: one.high_watermark.map(Offset::get),
                 undecided_bytes: one.undecided_bytes,
                 bytes_per_second: one.bytes_per_s,
+                recovery: one.taking.as_ref().map(describe::recovery),
             })
             .collect();
         Ok(Response::new(v1::DescribePartitionsResponse { partitions }))
@@ -158,6 +160,7 @@ impl BrokerService for Control {
             undecided_bytes,
             lost,
             last_copy,
+            taking,
         } = answer.await.map_err(|_| self.gone())?;
         let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Ok(Response::new(v1::BrokerSummary {
@@ -169,6 +172,7 @@ impl BrokerService for Control {
             undecided_bytes,
             segments_lost: lost as u64,
             segments_on_last_copy: last_copy as u64,
+            recovering: taking.iter().map(describe::recovering).collect(),
         }))
     }
 
@@ -183,6 +187,24 @@ impl BrokerService for Control {
             Failure::new(ErrorCode::Unavailable, what)
         })?;
         Ok(Response::new(v1::DrainResponse {}))
+    }
+
+    async fn force_seal(
+        &self,
+        request: Request<v1::ForceSealPartitionRequest>,
+    ) -> Result<Response<v1::ForceSealResponse>, Status> {
+        let request = request.into_inner();
+        let partition = PartitionId(request.partition_id);
+        let forcing = describe::forcing(&request)?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command::ForceSeal {
+            partition,
+            forcing,
+            reply,
+        };
+        self.mailbox.send(command).await.map_err(|_| self.gone())?;
+        let forced = answer.await.map_err(|_| self.gone())??;
+        Ok(Response::new(describe::forced(forced)))
     }
 
     async fn init_producer(

@@ -214,6 +214,66 @@ impl Admin {
         Ok(())
     }
 
+    /// What ending a partition's open segment by force would do, where its takeover waits for storage
+    /// nodes that are lost. `next` is where the log is to go on, far above all that is known where none.
+    ///
+    /// # Errors
+    /// Refused: it waits for nothing, or `next` is too low.
+    pub async fn plan_force_seal(
+        &self,
+        topic: &str,
+        partition: u32,
+        next: Option<u64>,
+    ) -> Result<v1::ForcedEnd, AdminError> {
+        let request = v1::ForceSealRequest {
+            topic: topic.to_owned(),
+            partition,
+            next,
+            force: false,
+            expected: None,
+        };
+        self.link
+            .call(Repeat::Always, |channel| {
+                let request = request.clone();
+                async move { AdminClient::new(channel).force_seal(request).await }
+            })
+            .await
+            .map_err(AdminError::Refused)?
+            .end
+            .ok_or(AdminError::Incomplete { missing: "end" })
+    }
+
+    /// Ends a partition's open segment as it was planned, and returns when the partition is served
+    /// again. What is declared lost does not come back. `force` also where its takeover might still end
+    /// by itself.
+    ///
+    /// # Errors
+    /// Refused (something has changed since, or it might still end by itself), or the outcome is unknown.
+    pub async fn force_seal(
+        &self,
+        topic: &str,
+        partition: u32,
+        planned: v1::ForcedEnd,
+        force: bool,
+    ) -> Result<v1::ForcedEnd, AdminError> {
+        let request = v1::ForceSealRequest {
+            topic: topic.to_owned(),
+            partition,
+            next: Some(planned.next),
+            force,
+            expected: Some(planned),
+        };
+        self.link
+            .call(Repeat::WhenRefused, |channel| {
+                let request = request.clone();
+                async move { AdminClient::new(channel).force_seal(request).await }
+            })
+            .await
+            .map_err(AdminError::of_change)?
+            .end
+            .ok_or(AdminError::Incomplete { missing: "end" })
+    }
+
     /// Brokers, storage nodes and proxies.
     ///
     /// # Errors

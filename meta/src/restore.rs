@@ -40,6 +40,8 @@ const SESSIONS_MAX: usize = 100_000;
 /// One storage node's copy of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Copy {
+    /// Of the node, now.
+    pub generation: Generation,
     /// First offset not held.
     pub tail: Offset,
     /// Highest committed offset that the segment's owner stated.
@@ -68,14 +70,72 @@ pub struct Held {
 }
 
 impl Held {
+    /// What those hold who were its replicas while it was written.
+    fn originals(&self) -> impl Iterator<Item = &Copy> {
+        let was = |node: &NodeId, copy: &Copy| self.replicas.contains(&(*node, copy.generation));
+        self.copies
+            .iter()
+            .filter(move |(node, copy)| was(node, copy))
+            .map(|(_, copy)| copy)
+    }
+
+    /// The end of the segment, where a copy of all of it was made later, on a node that was no replica:
+    /// only sealed segments are copied, up to their end, and a copy is in limbo until it is whole.
+    fn copied_end(&self) -> Option<Offset> {
+        let was = |node: &NodeId, copy: &Copy| self.replicas.contains(&(*node, copy.generation));
+        let later = self
+            .copies
+            .iter()
+            .filter(|(node, copy)| !was(node, copy) && !copy.limbo);
+        later
+            .map(|(_, copy)| copy.tail)
+            .max()
+            .filter(|end| *end > self.base)
+    }
+
     fn tail(&self) -> Offset {
-        let tails = self.copies.values().map(|copy| copy.tail);
+        // Beyond its end nothing was committed.
+        if let Some(end) = self.copied_end() {
+            return end;
+        }
+        let tails = self.originals().map(|copy| copy.tail);
         tails.max().unwrap_or(self.base).max(self.base)
     }
 
     fn committed(&self) -> Offset {
-        let committed = self.copies.values().map(|copy| copy.committed);
+        if let Some(end) = self.copied_end() {
+            return end;
+        }
+        let committed = self.originals().map(|copy| copy.committed);
         committed.max().unwrap_or(self.base).max(self.base)
+    }
+
+    /// Whether anybody has something of it that can be read.
+    fn is_held(&self) -> bool {
+        self.copied_end().is_some() || self.originals().next().is_some()
+    }
+
+    /// The replica set of the sealed segment: nodes that have all of it take the places of those that
+    /// do not.
+    fn replicas_of(&self, named: &[(NodeId, Generation)], end: Offset) -> Vec<(NodeId, Generation)> {
+        let has_all = |one: &(NodeId, Generation)| {
+            let copy = self.copies.get(&one.0).filter(|copy| copy.generation == one.1);
+            copy.is_some_and(|copy| !copy.limbo && copy.tail >= end)
+        };
+        let mut replicas = named.to_vec();
+        let others = self.copies.iter().map(|(node, copy)| (*node, copy.generation));
+        for other in others.filter(has_all) {
+            if replicas.contains(&other) {
+                continue;
+            }
+            // The same node under the generation that it had before, or else any that has not all.
+            let same = replicas.iter().position(|one| one.0 == other.0);
+            let place = same.or_else(|| replicas.iter().position(|one| !has_all(one)));
+            if let Some(place) = place.and_then(|place| replicas.get_mut(place)) {
+                *place = other;
+            }
+        }
+        replicas
     }
 
     /// It was in a chain: a committed offset is stated only after that.
@@ -95,6 +155,16 @@ impl Held {
             sealed_ms: 0,
         }
     }
+}
+
+/// Whether a node that the record names, and the first frame does not, holds something of a segment.
+fn is_kept(segment: &Segment, held: &BTreeMap<SegmentId, Held>) -> bool {
+    let copies = held.get(&segment.id).map(|one| &one.copies);
+    copies.is_some_and(|copies| {
+        copies
+            .iter()
+            .any(|(node, copy)| segment.generation_of(*node) == Some(copy.generation))
+    })
 }
 
 /// What becomes of one partition.
@@ -132,6 +202,7 @@ pub fn plan(record: &Partition, held: &BTreeMap<SegmentId, Held>, now_ms: i64, o
             planned.adopt(held, next, now_ms);
             rest.retain(|one| one.id > next.id && one.token > next.token);
         }
+        planned.find_copies(held, now_ms);
         let (chain, adopted) = (&record.chain, &planned.adopted);
         planned.left = held
             .values()
@@ -152,7 +223,8 @@ impl Planned {
     /// Segments of the backup's chain that no node holds any more were moved into the object store
     /// after the backup, or lost: their offsets are a gap. How far an open one went is unknown.
     fn drop_vanished(&mut self, held: &BTreeMap<SegmentId, Held>, now_ms: i64) {
-        let has = |segment: &Segment| held.contains_key(&segment.id);
+        let has =
+            |segment: &Segment| held.get(&segment.id).is_some_and(Held::is_held) || is_kept(segment, held);
         let (kept, vanished): (Vec<_>, Vec<_>) = self.record.chain.drain(..).partition(has);
         let open_is_kept = kept.last().is_some_and(|last| last.end.is_none());
         self.record.chain = kept;
@@ -179,6 +251,26 @@ impl Planned {
                         );
                     }
                 }
+            }
+        }
+    }
+
+    /// Names the nodes that hold what was copied after the backup, or before it to nodes that the first
+    /// frame does not name. An open segment of which there is such a copy was sealed where the copy ends.
+    fn find_copies(&mut self, held: &BTreeMap<SegmentId, Held>, now_ms: i64) {
+        for segment in &mut self.record.chain {
+            let Some(one) = held.get(&segment.id) else {
+                continue;
+            };
+            if segment.end.is_none()
+                && let Some(end) = one.copied_end()
+            {
+                segment.end = Some(end);
+                segment.sealed_ms = now_ms;
+                segment.bytes = one.bytes;
+            }
+            if let Some(end) = segment.end {
+                segment.replicas = one.replicas_of(&segment.replicas, end);
             }
         }
     }

@@ -1,9 +1,11 @@
 //! The `Admin` service: topics from the metadata store, the cluster from everyone in it.
 //!
-//! Changes are made here; [`topic`] and [`cluster`] describe, [`storage`] does both for storage nodes. What a peer would have to tell and does
+//! Changes are made here; [`topic`] and [`cluster`] describe, [`storage`] does both for storage nodes,
+//! [`force`] ends segments that lost their quorum. What a peer would have to tell and does
 //! not is left unset; a description never fails because one member is away.
 
 mod cluster;
+mod force;
 mod storage;
 mod topic;
 
@@ -16,8 +18,8 @@ use forebay_proto::v1::{
     AddPartitionsRequest, AddPartitionsResponse, AlterTopicConfigRequest, AlterTopicConfigResponse,
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeClusterRequest,
     DescribeClusterResponse, DescribeStorageNodeRequest, DescribeStorageNodeResponse, DescribeTopicRequest,
-    DescribeTopicResponse, DrainBrokerRequest, DrainBrokerResponse, ListTopicsRequest, ListTopicsResponse,
-    PartitionDescription, SetStorageNodeStateRequest, TopicSummary,
+    DescribeTopicResponse, DrainBrokerRequest, DrainBrokerResponse, ForceSealRequest, ForceSealResponse,
+    ListTopicsRequest, ListTopicsResponse, PartitionDescription, SetStorageNodeStateRequest, TopicSummary,
 };
 use tonic::{Request, Response, Status};
 
@@ -131,6 +133,15 @@ impl Admin for AdminHandler {
             .map_err(|failure| call.failed(failure))?;
         tracing::info!(broker, draining = !undo, "broker is told whether it is drained");
         Ok(Response::new(DrainBrokerResponse {}))
+    }
+
+    async fn force_seal(
+        &self,
+        request: Request<ForceSealRequest>,
+    ) -> Result<Response<ForceSealResponse>, Status> {
+        let call = self.core.begin("force_seal")?;
+        let forced = self.force_end(request.into_inner()).await;
+        Ok(Response::new(forced.map_err(|failure| call.failed(failure))?))
     }
 
     async fn alter_topic_config(

@@ -14,9 +14,9 @@ use forebay_proto::v1::storage_node_client::StorageNodeClient;
 use forebay_proto::v1::storage_node_server::StorageNode;
 use forebay_proto::v1::{
     BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, DrainRequest, DrainResponse,
-    HoldsRequest, HoldsResponse, InitProducerRequest, InitProducerResponse, InventoryRequest,
-    InventoryResponse, LocateRequest, LocateResponse, PingRequest, PingResponse, StorageNodeStatus,
-    StorageNodeStatusRequest, SummarizeRequest,
+    ForceSealPartitionRequest, ForceSealResponse, HoldsRequest, HoldsResponse, InitProducerRequest,
+    InitProducerResponse, InventoryRequest, InventoryResponse, LocateRequest, LocateResponse, PingRequest,
+    PingResponse, StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
 };
 use forebay_runtime::net::{Addr, Connector, for_grpc};
 use parking_lot::Mutex;
@@ -188,6 +188,13 @@ impl Broker for RemoteBroker {
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
         self.client().drain(request).await
+    }
+
+    async fn force_seal(
+        &self,
+        request: Request<ForceSealPartitionRequest>,
+    ) -> Result<Response<ForceSealResponse>, Status> {
+        self.client().force_seal(request).await
     }
 
     async fn describe_partitions(

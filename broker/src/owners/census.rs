@@ -77,6 +77,7 @@ impl Driver {
             let took: Duration = self.settings.clock.monotonic().saturating_sub(since);
             self.settings.metrics.takeover_seconds.observe(took.as_secs_f64());
             tracing::info!(%partition, ?took, "serves partition");
+            self.forces.served(partition);
         }
     }
 }

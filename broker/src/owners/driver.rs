@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use super::calls::{Call, Calls, Sent};
 use super::fetches::{Fetches, Waiting};
 use super::flows::Flows;
+use super::forces::Forces;
 use super::message::{Command, Outbox};
 use super::offloads::Offloads;
 use super::refusals::Refusals;
@@ -117,6 +118,7 @@ pub struct Driver {
     leaving: Option<oneshot::Sender<()>>,
     pub(super) topics: Topics,
     pub(super) flows: Flows,
+    pub(super) forces: Forces,
 }
 
 impl Driver {
@@ -149,6 +151,7 @@ impl Driver {
             leaving: None,
             topics: Topics::default(),
             flows: Flows::default(),
+            forces: Forces::default(),
         }
     }
 
@@ -310,6 +313,11 @@ impl Driver {
                 // As above.
                 let _ = reply.send(self.summarize());
             }
+            Command::ForceSeal {
+                partition,
+                forcing,
+                reply,
+            } => self.on_force_seal(partition, &forcing, reply),
             Command::ResignAll(done) => {
                 self.leaving = Some(done);
                 let all: Vec<_> = self.owners.keys().copied().collect();
@@ -580,6 +588,7 @@ impl Driver {
     fn on_released(&mut self, partition: PartitionId, why: &str) {
         tracing::info!(%partition, why, "releases partition");
         self.taking.remove(&partition);
+        self.forces.released(partition);
         self.flows.end(partition);
         self.settings.metrics.released.inc();
         if let Some(owner) = self.owners.remove(&partition) {

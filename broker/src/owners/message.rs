@@ -10,8 +10,10 @@ use forebay_runtime::trace::Span;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::nodes::NodeEvent;
-use crate::partition::{Folded, Stored};
+use crate::partition::{Folded, ForcedEnd, Forcing, Recovering, Stored};
 use crate::store::Granted;
+use forebay_proto::error::Failure;
+use uuid::Uuid;
 
 /// Where answers to one connection go.
 ///
@@ -37,7 +39,7 @@ impl Outbox {
 }
 
 /// A partition that is owned here, as it is now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owned {
     /// The partition.
     pub partition: PartitionId,
@@ -51,10 +53,27 @@ pub struct Owned {
     pub undecided_bytes: u64,
     /// That came and went lately, none where that is not known yet.
     pub bytes_per_s: Option<u64>,
+    /// Where its takeover is, while it is not over.
+    pub taking: Option<Taking>,
+}
+
+/// A takeover that is not over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taking {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Its topic.
+    pub topic: Uuid,
+    /// Its number there.
+    pub number: u32,
+    /// Where it is.
+    pub recovering: Recovering,
+    /// Milliseconds since the grant.
+    pub for_ms: u64,
 }
 
 /// All that is owned here, in a few numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Summary {
     /// Partitions.
     pub partitions: usize,
@@ -72,6 +91,17 @@ pub struct Summary {
     pub unoffloaded_bytes: u64,
     /// Bytes appended and not committed.
     pub undecided_bytes: u64,
+    /// The longest takeovers that are not over, the longest first.
+    pub taking: Vec<Taking>,
+}
+
+/// How an open segment was ended by force, or would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forced {
+    /// How.
+    pub end: ForcedEnd,
+    /// Whether it was done.
+    pub done: bool,
 }
 
 /// A message to the owners' task.
@@ -167,6 +197,15 @@ pub enum Command {
         partitions: Vec<PartitionId>,
         /// Where the answer goes.
         reply: oneshot::Sender<Vec<Owned>>,
+    },
+    /// The open segment of a partition that is being taken over is to end by force.
+    ForceSeal {
+        /// The partition.
+        partition: PartitionId,
+        /// What is wanted.
+        forcing: Forcing,
+        /// Answered when the partition is served again, or at once where nothing is done.
+        reply: oneshot::Sender<Result<Forced, Failure>>,
     },
     /// Give everything up in order; answered when nothing is owned.
     ResignAll(oneshot::Sender<()>),

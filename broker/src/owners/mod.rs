@@ -9,7 +9,8 @@
 //! 6. [`repairs`]: copies of sealed segments from one storage node to another.
 //! 7. [`topics`]: configurations that change while partitions are owned, and what is told of them.
 //! 8. [`traces`]: spans of the produces that belong to a recorded trace.
-//! 9. [`census`]: what all of them have and how it is, for metrics.
+//! 9. [`forces`]: takeovers that are not over, and those that an operator ends.
+//! 10. [`census`]: what all of them have and how it is, for metrics.
 //!
 //! One task owns it all, so nothing is locked; awaiting happens in its loop only.
 
@@ -18,6 +19,7 @@ mod census;
 mod driver;
 mod fetches;
 mod flows;
+mod forces;
 mod message;
 mod offloads;
 mod positions;
@@ -27,4 +29,4 @@ mod topics;
 mod traces;
 
 pub use driver::{Driver, Settings};
-pub use message::{Command, Outbox, Summary};
+pub use message::{Command, Forced, Outbox, Summary, Taking};

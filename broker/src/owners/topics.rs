@@ -82,6 +82,7 @@ impl Driver {
             high_watermark: owner.high_watermark(),
             undecided_bytes: owner.undecided_bytes(),
             bytes_per_s: self.flows.rate(*id),
+            taking: self.taking_of(*id, owner),
         };
         if partitions.is_empty() {
             return self.owners.iter().map(owned).collect();
@@ -98,6 +99,7 @@ impl Driver {
         for owner in self.owners.values() {
             count(owner, &self.views, &mut summary);
         }
+        summary.taking = self.longest_takeovers();
         summary
     }
 }

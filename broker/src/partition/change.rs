@@ -135,6 +135,7 @@ impl Owner {
         }
         if matches!(self.phase, Phase::Recovering(_)) {
             self.phase = Phase::Serving;
+            self.forced = None;
         }
         // With a linked segment its committed offset says what is visible: after a takeover the carry
         // is durable on a quorum by now, and nothing short of its end was ever shown.

@@ -17,6 +17,7 @@ use forebay_proto::data::front::Acks;
 use forebay_record::{BrokerId, Epoch, NodeId, Offset, SegmentId, SessionId};
 
 use super::action::{Context, Nodes, Produce, Ticket};
+use super::force::ForcedEnd;
 use super::past::Past;
 use super::repair::Repairs;
 use super::tail::Tail;
@@ -209,6 +210,8 @@ pub struct Owner {
     pub(super) echoes: Vec<Echo>,
     pub(super) past: Past,
     pub(super) repairs: Repairs,
+    /// How an operator said that the segment being taken over ends.
+    pub(super) forced: Option<ForcedEnd>,
     /// The open segment, while a replica of it is away, and since when.
     pub(super) open_away: Option<(SegmentId, u64)>,
     pub(super) announce_at_ms: Option<u64>,
@@ -253,6 +256,7 @@ impl Owner {
             echoes: Vec::new(),
             past: Past::default(),
             repairs: Repairs::default(),
+            forced: None,
             open_away: None,
             announce_at_ms: None,
             visible: start,

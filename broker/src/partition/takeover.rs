@@ -38,6 +38,8 @@ const OBJECT_RETRY_MS: u64 = 4_500;
 /// That nodes are silent is told after so many questions, and again after every so many.
 const TOLD_AFTER: u32 = 10;
 const TOLD_EVERY: u32 = 120;
+/// After so many pauses without an answer a takeover that an operator forces goes on without the state.
+const FORCED_PAUSES: u32 = 10;
 /// Bytes asked for at a time while carrying.
 const CARRY_BYTES: u32 = 8 << 20;
 
@@ -66,18 +68,18 @@ pub enum Recovery {
 /// Waiting for closed replicas.
 #[derive(Debug)]
 pub struct Fencing {
-    segment: Segment,
-    replies: BTreeMap<NodeId, FencedState>,
+    pub(super) segment: Segment,
+    pub(super) replies: BTreeMap<NodeId, FencedState>,
     asked_ms: u64,
     /// How often silent nodes were asked.
-    asked: u32,
+    pub(super) asked: u32,
 }
 
 /// Reading the undecided tail.
 #[derive(Debug)]
 pub struct Carrying {
-    segment: Segment,
-    replies: BTreeMap<NodeId, FencedState>,
+    pub(super) segment: Segment,
+    pub(super) replies: BTreeMap<NodeId, FencedState>,
     committed: Offset,
     end: Offset,
     frames: Vec<Frame>,
@@ -86,7 +88,7 @@ pub struct Carrying {
     source: NodeId,
     tried: BTreeSet<NodeId>,
     /// Nodes whose copy of the next entry is damaged.
-    corrupt: BTreeSet<NodeId>,
+    pub(super) corrupt: BTreeSet<NodeId>,
     asked_ms: u64,
 }
 
@@ -94,11 +96,13 @@ pub struct Carrying {
 #[derive(Debug)]
 pub struct Loading {
     /// Segments and nodes that may have the state, with the offset up to which it is wanted.
-    candidates: VecDeque<(SegmentId, NodeId, HeadersRequest)>,
+    pub(super) candidates: VecDeque<(SegmentId, NodeId, HeadersRequest)>,
     /// No node has it: it is at the end of the newest object.
-    offloaded: bool,
+    pub(super) offloaded: bool,
     /// How many failed since the last pause.
     failed: usize,
+    /// Pauses.
+    pauses: u32,
     /// Sealed end of what is taken over.
     committed: Offset,
     end: Offset,
@@ -317,13 +321,15 @@ impl Owner {
 
     /// Nodes and segments that may have the state at `committed`: replicas of the open segment
     /// that reach so far, then those of the segment sealed before it.
-    fn state_candidates(
+    pub(super) fn state_candidates(
         &self,
         segment: &Segment,
         replies: &BTreeMap<NodeId, FencedState>,
         until: Offset,
     ) -> VecDeque<(SegmentId, NodeId, HeadersRequest)> {
-        let holds = |state: &FencedState| state.authoritative && state.frames > 0 && state.tail >= until;
+        // What is forced goes by whatever is left.
+        let counts = |state: &FencedState| state.authoritative || self.forced.is_some();
+        let holds = |state: &FencedState| counts(state) && state.frames > 0 && state.tail >= until;
         replies
             .iter()
             .filter(|(_, state)| holds(state))
@@ -342,7 +348,7 @@ impl Owner {
             .collect()
     }
 
-    fn load(
+    pub(super) fn load(
         &mut self,
         mut candidates: VecDeque<(SegmentId, NodeId, HeadersRequest)>,
         committed: Offset,
@@ -375,6 +381,7 @@ impl Owner {
             candidates,
             offloaded,
             failed: 0,
+            pauses: 0,
             committed,
             end,
             frames,
@@ -476,6 +483,11 @@ impl Owner {
             self.cache_frame(frame);
         }
         self.tail = end;
+        if let Some(forced) = &self.forced {
+            self.tail = forced.next;
+            self.phase = Phase::Recovering(Recovery::Linking);
+            return self.seal_recovered(ctx);
+        }
         self.phase = Phase::Recovering(Recovery::Placing { committed, frames });
         self.place_carry(ctx);
     }
@@ -499,7 +511,10 @@ impl Owner {
     /// Seals what was taken over without opening anything; nothing open needs no change at all.
     pub(super) fn seal_recovered(&mut self, ctx: &mut Context<'_>) {
         if self.record.open().is_some() {
-            let sealed = self.record.seal(self.tail, sealed(0, ctx), None, ctx.nonce);
+            let sealed = match &self.forced {
+                Some(forced) => forced.apply(&self.record, sealed(0, ctx), ctx.nonce),
+                None => self.record.seal(self.tail, sealed(0, ctx), None, ctx.nonce),
+            };
             return self.submit(sealed, ctx);
         }
         self.phase = Phase::Serving;
@@ -543,6 +558,14 @@ impl Owner {
         if ctx.now_ms.saturating_sub(asked_ms) < RETRY_MS {
             return;
         }
+        if let Recovery::Loading(loading) = recovery {
+            loading.pauses = loading.pauses.saturating_add(1);
+            if self.forced.is_some() && !loading.offloaded && loading.pauses > FORCED_PAUSES {
+                tracing::warn!(partition = %self.record.id,
+                    "no storage node has the producers' state: a batch that is sent again is written again");
+                return self.on_loaded(ctx);
+            }
+        }
         match recovery {
             Recovery::Fencing(_) => self.send_fences(ctx),
             Recovery::Carrying(_) => {
@@ -566,7 +589,7 @@ impl Owner {
 
 impl Fencing {
     /// The replicas whose word is missing, for people.
-    fn waits_for(segment: &Segment, replies: &BTreeMap<NodeId, FencedState>) -> String {
+    pub(super) fn waits_for(segment: &Segment, replies: &BTreeMap<NodeId, FencedState>) -> String {
         let missing = segment
             .replicas
             .iter()
@@ -580,6 +603,13 @@ impl Fencing {
 }
 
 impl Carrying {
+    /// Up to where the undecided tail was read.
+    pub(super) fn read_to(&self) -> Offset {
+        self.frames
+            .last()
+            .map_or(self.committed, |frame| frame.header.end)
+    }
+
     /// Whether the entry at `have` cannot have been acknowledged: every copy that there may be is known
     /// to be damaged, and with so many closed replicas that never had it, there are fewer copies than
     /// the quorum needed (I15: only those count that would know).

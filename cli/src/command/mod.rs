@@ -13,12 +13,13 @@ mod consume;
 mod ingest;
 mod lifetime;
 mod metadata;
+mod partition;
 mod produce;
 mod quickstart;
 mod serve;
 mod standalone;
 mod storage;
-mod topic;
+pub(crate) mod topic;
 mod version;
 
 use std::process::ExitCode;
@@ -96,6 +97,9 @@ enum Command {
     /// List, empty, remove and reformat storage nodes
     #[command(subcommand)]
     Storage(storage::StorageCommand),
+    /// Get a partition going again that waits for storage nodes which are lost
+    #[command(subcommand)]
+    Partition(partition::PartitionCommand),
     /// Empty a broker before it is stopped
     #[command(subcommand)]
     Broker(broker::BrokerCommand),
@@ -151,6 +155,7 @@ impl Cli {
             Command::Consume(args) => Box::pin(consume::run(args, &servers)).await,
             Command::Cluster(command) => Box::pin(command.run(&servers)).await,
             Command::Storage(command) => Box::pin(command.run(&servers, log_level)).await,
+            Command::Partition(command) => Box::pin(command.run(&servers)).await,
             Command::Broker(command) => Box::pin(command.run(&servers)).await,
             Command::Metadata(command) => Box::pin(command.run(log_level)).await,
             Command::Config(command) => command.run(log_level),

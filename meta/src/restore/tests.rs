@@ -24,6 +24,7 @@ fn segment(id: SegmentId, token: u64, base: u64) -> Segment {
 /// On three nodes, the last of which lags by one.
 fn held(id: SegmentId, token: u64, base: u64, committed: u64, tail: u64) -> (SegmentId, Held) {
     let copy = |tail: u64| Copy {
+        generation: Generation(1),
         tail: Offset(tail),
         committed: Offset(committed),
         limbo: false,
@@ -162,6 +163,99 @@ fn where_no_node_holds_the_open_segment_the_log_goes_on_far_above_it() {
     let planned = planned([held(id(1, 1), 10, 0, 10, 10)]);
     assert_eq!(chain(&planned), [(1, 1, 0, Some(10))]);
     assert_eq!(planned.record.sealed_end(), Offset(10 + OFFSETS_SKIPPED));
+}
+
+/// The same on one node that was no replica, or was one under another generation: a copy made later.
+fn copied(one: (SegmentId, Held), nodes: &[(u32, u32)], end: u64, limbo: bool) -> (SegmentId, Held) {
+    let (id, mut held) = one;
+    held.copies = nodes
+        .iter()
+        .map(|(node, generation)| {
+            let copy = Copy {
+                generation: Generation(*generation),
+                tail: Offset(end),
+                committed: held.base,
+                limbo,
+            };
+            (NodeId(*node), copy)
+        })
+        .collect();
+    (id, held)
+}
+
+fn replicas(planned: &Planned, at: usize) -> Vec<(u32, u32)> {
+    let of = |(node, generation): &(NodeId, Generation)| (node.0, generation.0);
+    planned.record.chain[at].replicas.iter().map(of).collect()
+}
+
+#[test]
+fn what_only_copies_of_later_hold_is_kept_and_they_are_named() {
+    let [first, second] = old();
+    // The first was sealed before the backup; node 2 lost its disk, and nodes 4 and 5 came in.
+    let first = copied(first, &[(2, 2), (4, 1), (5, 3)], 10, false);
+    let planned = planned([first, second]);
+    assert_eq!(chain(&planned), [(1, 1, 0, Some(10)), (1, 2, 10, None)]);
+    assert!(planned.lost.is_empty(), "{:?}", planned.lost);
+    let mut named = replicas(&planned, 0);
+    named.sort_unstable();
+    assert_eq!(named, [(2, 2), (4, 1), (5, 3)]);
+    assert_eq!(replicas(&planned, 1), [(1, 1), (2, 1), (3, 1)]);
+}
+
+#[test]
+fn a_segment_that_was_open_in_the_backup_ends_where_its_copy_ends() {
+    let [first, second] = old();
+    let second = copied(second, &[(4, 1)], 20, false);
+    let followed = held(id(1, 3), 12, 20, 20, 25);
+    let alone = planned([first.clone(), second.clone()]);
+    assert_eq!(chain(&alone), [(1, 1, 0, Some(10)), (1, 2, 10, Some(20))]);
+    assert_eq!(alone.record.sealed_end(), Offset(20));
+    assert!(replicas(&alone, 1).contains(&(4, 1)));
+    let planned = planned([first, second, followed]);
+    assert_eq!(chain(&planned)[1..], [(1, 2, 10, Some(20)), (1, 3, 20, None)]);
+    assert!(planned.lost.is_empty());
+}
+
+#[test]
+fn what_originals_hold_beyond_the_end_of_a_copy_was_never_committed() {
+    let [first, (_, mut second)] = old();
+    // Nodes 1 to 3 have it up to 20 and 19; it was sealed at 18, and then copied.
+    let copy = Copy {
+        generation: Generation(1),
+        tail: Offset(18),
+        committed: Offset(10),
+        limbo: false,
+    };
+    second.copies.insert(NodeId(4), copy);
+    let planned = planned([first, (second.id, second)]);
+    assert_eq!(chain(&planned)[1], (1, 2, 10, Some(18)));
+    assert_eq!(
+        replicas(&planned, 1),
+        [(1, 1), (2, 1), (3, 1)],
+        "all have it up to there"
+    );
+}
+
+#[test]
+fn a_copy_that_is_not_whole_is_no_copy() {
+    let [first, second] = old();
+    let first = copied(first, &[(4, 1)], 6, true);
+    let planned = planned([first, second]);
+    assert_eq!(chain(&planned), [(1, 2, 10, None)]);
+    assert_eq!(planned.record.after_gap(Offset(0)), Offset(10));
+    assert_eq!(planned.lost.len(), 1);
+}
+
+#[test]
+fn a_copy_that_the_record_names_is_kept_though_it_is_damaged() {
+    let [first, second] = old();
+    let mut record = backup();
+    record.chain[0].replicas[1] = (NodeId(4), Generation(1));
+    let first = copied(first, &[(4, 1)], 6, true);
+    let found: BTreeMap<_, _> = [first, second].into_iter().collect();
+    let planned = plan(&record, &found, 99, 42);
+    assert_eq!(chain(&planned), [(1, 1, 0, Some(10)), (1, 2, 10, None)]);
+    assert!(planned.lost.is_empty());
 }
 
 #[test]

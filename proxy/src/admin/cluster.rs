@@ -16,7 +16,8 @@ use forebay_proto::stored::{
 };
 use forebay_proto::v1::{
     BrokerDescription, BrokerSummary, DescribeClusterResponse, DrainRequest, ErrorCode, MoveDescription,
-    ProxyDescription, StorageNodeDescription, StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
+    ProxyDescription, RecoveringPartition, StorageNodeDescription, StorageNodeStatus,
+    StorageNodeStatusRequest, SummarizeRequest,
 };
 use forebay_record::{BrokerId, NodeId};
 use forebay_runtime::clock;
@@ -62,6 +63,7 @@ struct Totals {
     unoffloaded_bytes: u64,
     undecided_bytes: u64,
     lost: u64,
+    recovering: Vec<RecoveringPartition>,
 }
 
 impl Totals {
@@ -73,6 +75,7 @@ impl Totals {
         self.unoffloaded_bytes = self.unoffloaded_bytes.saturating_add(summary.unoffloaded_bytes);
         self.undecided_bytes = self.undecided_bytes.saturating_add(summary.undecided_bytes);
         self.lost = self.lost.saturating_add(summary.segments_lost);
+        self.recovering.extend(summary.recovering.iter().cloned());
     }
 }
 
@@ -119,7 +122,28 @@ impl AdminHandler {
             replicas: cluster.replicas,
             ack_quorum: cluster.ack_quorum,
             moves: self.moves().await?,
+            recovering: self.named(totals.recovering).await?,
         })
+    }
+
+    /// Partitions that are being taken over with the names of their topics, the longest first.
+    async fn named(&self, mut them: Vec<RecoveringPartition>) -> Result<Vec<RecoveringPartition>, Failure> {
+        if them.is_empty() {
+            return Ok(them);
+        }
+        let mut names = BTreeMap::new();
+        self.each(keys::TOPICS, |entry| {
+            if let Some(topic) = readable::<TopicRecord>(entry).filter(|topic| !topic.deleted) {
+                names.insert(topic.id, topic.name);
+            }
+        })
+        .await?;
+        for one in &mut them {
+            one.topic = names.get(&one.topic_id).cloned().unwrap_or_default();
+        }
+        let for_ms = |one: &RecoveringPartition| one.recovery.as_ref().map_or(0, |it| it.for_ms);
+        them.sort_by_key(|one| std::cmp::Reverse(for_ms(one)));
+        Ok(them)
     }
 
     async fn moves(&self) -> Result<Vec<MoveDescription>, Failure> {

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use forebay_meta::model::{ManifestRef, Partition, Run};
+use forebay_meta::model::{Gap, ManifestRef, Partition, Run};
 use forebay_meta::topics::{self, Topic};
 use forebay_proto::error::Failure;
 use forebay_proto::v1::{
-    DescribePartitionsRequest, ManifestDescription, OffloadedDescription, PartitionDescription,
-    ReplicaDescription, SegmentDescription, TopicDescription, TopicSetting,
+    DescribePartitionsRequest, GapDescription, ManifestDescription, OffloadedDescription, OwnedPartition,
+    PartitionDescription, ReplicaDescription, SegmentDescription, TopicDescription, TopicSetting,
 };
 use forebay_record::{BrokerId, Offset, PartitionId};
 use forebay_runtime::clock;
@@ -27,19 +27,19 @@ impl AdminHandler {
         let topic = topics::get(&*self.core.meta, name).await?;
         let partitions = topics::partitions(&*self.core.meta, &topic).await?;
         let view = self.core.membership.now();
-        let ends = self.high_watermarks(&view, &partitions).await;
+        let mut owned = self.owned(&view, &partitions).await;
         let described = partitions
             .iter()
             .map(|one| {
                 let live = live_owner(&view, one);
-                describe_partition(one, live, ends.get(&one.id).copied())
+                describe_partition(one, live, owned.remove(&one.id))
             })
             .collect();
         Ok(description(topic, described))
     }
 
-    /// High watermarks as the live owners tell them.
-    async fn high_watermarks(&self, view: &View, partitions: &[Partition]) -> BTreeMap<PartitionId, Offset> {
+    /// Partitions as the live owners tell them.
+    async fn owned(&self, view: &View, partitions: &[Partition]) -> BTreeMap<PartitionId, OwnedPartition> {
         let mut owned: BTreeMap<BrokerId, Vec<u64>> = BTreeMap::new();
         for one in partitions {
             if let Some(owner) = live_owner(view, one) {
@@ -59,17 +59,21 @@ impl AdminHandler {
         let mut answers = stream::iter(questions)
             .map(|(broker, address, ids)| async move { (broker, self.ask_owner(&address, ids).await) })
             .buffer_unordered(AT_ONCE);
-        let mut ends = BTreeMap::new();
+        let mut told = BTreeMap::new();
         while let Some((broker, answer)) = answers.next().await {
             match answer {
-                Ok(owned) => ends.extend(owned),
+                Ok(owned) => told.extend(owned),
                 Err(failure) => tracing::debug!(%broker, %failure, "broker does not describe its partitions"),
             }
         }
-        ends
+        told
     }
 
-    async fn ask_owner(&self, address: &str, ids: Vec<u64>) -> Result<Vec<(PartitionId, Offset)>, Failure> {
+    async fn ask_owner(
+        &self,
+        address: &str,
+        ids: Vec<u64>,
+    ) -> Result<Vec<(PartitionId, OwnedPartition)>, Failure> {
         let away = |error: &dyn std::fmt::Display| {
             Failure::new(forebay_proto::v1::ErrorCode::Unavailable, error.to_string())
         };
@@ -80,14 +84,12 @@ impl AdminHandler {
             .await
             .map_err(|error| away(&error))??;
         let owned = answer.into_inner().partitions.into_iter();
-        Ok(owned
-            .filter_map(|one| Some((PartitionId(one.partition_id), Offset(one.high_watermark?))))
-            .collect())
+        Ok(owned.map(|one| (PartitionId(one.partition_id), one)).collect())
     }
 }
 
 /// The broker of a partition's newest grant, if the session that it was for still lives.
-fn live_owner(view: &View, partition: &Partition) -> Option<BrokerId> {
+pub(super) fn live_owner(view: &View, partition: &Partition) -> Option<BrokerId> {
     let live = |owner: &BrokerId| {
         let broker = view.brokers.get(owner);
         broker.is_some_and(|broker| broker.session == partition.session)
@@ -122,8 +124,14 @@ pub(super) fn description(topic: Topic, partitions: Vec<PartitionDescription>) -
 fn describe_partition(
     partition: &Partition,
     owner: Option<BrokerId>,
-    high_watermark: Option<Offset>,
+    told: Option<OwnedPartition>,
 ) -> PartitionDescription {
+    let (high_watermark, recovery) = told.map_or((None, None), |told| (told.high_watermark, told.recovery));
+    let gap = |gap: &Gap| GapDescription {
+        base: gap.base.0,
+        end: gap.end.0,
+        reason: gap.reason.clone(),
+    };
     let run = |run: &Run| OffloadedDescription {
         base: run.base.0,
         end: run.end.0,
@@ -156,7 +164,9 @@ fn describe_partition(
         epoch: partition.epoch.0,
         owner: owner.map_or(0, |owner| owner.0),
         log_start: partition.log_start.0,
-        high_watermark: high_watermark.map(Offset::get),
+        high_watermark,
+        recovery,
+        gaps: partition.gaps.iter().map(gap).collect(),
         segments: segments.collect(),
         offloaded: partition.recent.iter().map(run).collect(),
         manifest: partition.manifest.as_ref().map(manifest),

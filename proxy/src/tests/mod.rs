@@ -89,6 +89,13 @@ impl Broker for Map {
         Ok(Response::new(DrainResponse {}))
     }
 
+    async fn force_seal(
+        &self,
+        _: Request<forebay_proto::v1::ForceSealPartitionRequest>,
+    ) -> Result<Response<forebay_proto::v1::ForceSealResponse>, Status> {
+        Err(Status::unimplemented("these brokers own nothing"))
+    }
+
     async fn describe_partitions(
         &self,
         _: Request<DescribePartitionsRequest>,

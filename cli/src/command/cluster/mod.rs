@@ -7,12 +7,15 @@ use clap::Subcommand;
 use forebay_client::Admin;
 
 use self::view::{Broker, BrokerSummary, Cluster, StorageNode, StorageStatus, some_text};
+use crate::command::topic::view::recovery_text;
 use crate::connect::connect;
 use crate::output::{FormatArgs, bytes, counted, grouped, or_dash, table};
 use crate::time::rfc3339;
 
 /// Moves in the table; JSON has all that are kept.
 const MOVES_SHOWN: usize = 10;
+/// Partitions that recover, as above.
+const RECOVERING_SHOWN: usize = 8;
 
 /// What to do with the cluster.
 #[derive(Debug, Subcommand)]
@@ -64,6 +67,20 @@ fn render(cluster: &Cluster) -> String {
     if cluster.segments_lost > 0 {
         let lost = counted(cluster.segments_lost, "segment");
         text.push_str(&format!("DATA LOSS: no copy of {lost} is left\n"));
+    }
+    for one in cluster.recovering.iter().take(RECOVERING_SHOWN) {
+        let what = one.recovery.as_ref().map_or_else(String::new, recovery_text);
+        text.push_str(&format!(
+            "partition {} of topic {} {what}\n",
+            one.partition, one.topic
+        ));
+    }
+    let hidden = cluster.recovering.len().saturating_sub(RECOVERING_SHOWN);
+    if hidden > 0 {
+        text.push_str(&format!(
+            "and {} more that recover\n",
+            counted(hidden as u64, "partition")
+        ));
     }
     let processes = cluster
         .processes
@@ -266,6 +283,16 @@ mod tests {
                 to: 2,
                 why: "broker 9 is drained".to_owned(),
             }],
+            recovering: vec![v1::RecoveringPartition {
+                topic: "orders".to_owned(),
+                partition: 4,
+                recovery: Some(v1::RecoveryDescription {
+                    waits_for: "storage nodes n2".to_owned(),
+                    for_ms: 9_000,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }],
         })
     }
 
@@ -281,6 +308,7 @@ mod tests {
             "3 replicas of each segment, 2 to acknowledge",
             "2 topics, 1,205 partitions, 5 without an owner",
             "4 segments under-replicated, 9.0 GiB not offloaded, 0 B not committed",
+            "partition 4 of topic orders recovers since 9 s: waits for storage nodes n2",
             "",
             "processes",
             "ADDRESS ZONE ROLES",

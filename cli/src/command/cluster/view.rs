@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use forebay_proto::v1;
 use serde::Serialize;
 
+use crate::command::topic::view::Recovery;
+
 /// The whole of it.
 #[derive(Debug, Serialize)]
 pub struct Cluster {
@@ -42,6 +44,32 @@ pub struct Cluster {
     pub proxies: Vec<Proxy>,
     /// What the controller has moved lately, the newest last.
     pub moves: Vec<Move>,
+    /// Partitions that have been recovering for longer than a second, the longest first.
+    pub recovering: Vec<Recovering>,
+}
+
+/// A partition that is being taken over.
+#[derive(Debug, Serialize)]
+pub struct Recovering {
+    /// Its topic.
+    pub topic: String,
+    /// Its number there.
+    pub partition: u32,
+    /// Its number in the cluster.
+    pub partition_id: u64,
+    /// Where its takeover is.
+    pub recovery: Option<Recovery>,
+}
+
+impl From<v1::RecoveringPartition> for Recovering {
+    fn from(one: v1::RecoveringPartition) -> Self {
+        Self {
+            topic: one.topic,
+            partition: one.partition,
+            partition_id: one.partition_id,
+            recovery: one.recovery.map(Recovery::from),
+        }
+    }
 }
 
 /// Partitions that went from one broker to another for one reason, at one time.
@@ -192,6 +220,7 @@ impl From<v1::DescribeClusterResponse> for Cluster {
             storage_nodes: found.storage_nodes.into_iter().map(StorageNode::from).collect(),
             proxies: found.proxies.into_iter().map(proxy).collect(),
             moves: found.moves.into_iter().map(Move::from).collect(),
+            recovering: found.recovering.into_iter().map(Recovering::from).collect(),
         }
     }
 }

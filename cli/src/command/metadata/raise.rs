@@ -231,13 +231,10 @@ fn take(held: &mut Inventory, node: NodeId, generation: Generation, one: &v1::In
         .iter()
         .map(|replica| (NodeId(replica.node), Generation(replica.generation)))
         .collect();
-    // Without its first frame nothing is known of it here, nor from a generation that it is not of.
+    // Without its first frame nothing is known of it here.
     let Ok(ack_quorum @ 1..) = u8::try_from(one.ack_quorum) else {
         return;
     };
-    if !replicas.contains(&(node, generation)) {
-        return;
-    }
     let segment = held.entry(id.partition).or_default().entry(id).or_insert(Held {
         id,
         token: Token(one.token),
@@ -251,6 +248,7 @@ fn take(held: &mut Inventory, node: NodeId, generation: Generation, one: &v1::In
     segment.copies.insert(
         node,
         Copy {
+            generation,
             tail: Offset(one.tail),
             committed: Offset(one.committed),
             limbo: one.limbo,

@@ -3,13 +3,15 @@
 use anyhow::Context as _;
 use forebay_client::Admin;
 
-use super::view::{Offloaded, Partition, Segment, Setting, Topic};
+use super::view::{Offloaded, Partition, Segment, Setting, Topic, recovery_text};
 use crate::output::{FormatArgs, bytes, grouped, or_dash, table};
 
 /// Segments of a partition shown in the table: the newest. JSON has all.
 const SEGMENTS_SHOWN: usize = 8;
 /// Offloaded ranges shown, as above.
 const RUNS_SHOWN: usize = 4;
+/// Declared gaps shown, as above.
+const GAPS_SHOWN: usize = 4;
 
 /// What to describe.
 #[derive(Debug, clap::Args)]
@@ -48,7 +50,17 @@ fn render(topic: &Topic) -> String {
         "SEGMENTS, newest first (epoch.seq, offsets, bytes, nodes)",
     ];
     let rows = topic.partitions.iter().flat_map(rows_of);
-    format!("{text}\n\n{}", table(&header, &[0, 1, 2, 3, 4, 5], rows))
+    text = format!("{text}\n\n{}", table(&header, &[0, 1, 2, 3, 4, 5], rows));
+    for one in &topic.partitions {
+        if let Some(recovery) = &one.recovery {
+            text.push_str(&format!(
+                "\npartition {} {}",
+                one.partition,
+                recovery_text(recovery)
+            ));
+        }
+    }
+    text
 }
 
 /// A row for the partition with its newest segment, and one for each segment before that.
@@ -90,6 +102,10 @@ fn rows_of(partition: &Partition) -> Vec<Vec<String>> {
             manifest.object
         ));
     }
+    chain.extend(partition.gaps.iter().rev().take(GAPS_SHOWN).map(|gap| {
+        let (base, end) = (grouped(gap.base), grouped(gap.end));
+        format!("declared lost {base}..{end}: {}", gap.reason)
+    }));
     if chain.is_empty() {
         chain.push("-".to_owned());
     }
@@ -219,6 +235,36 @@ mod tests {
         let text = render(&topic);
         assert_eq!(text.matches(" on 1:1").count(), SEGMENTS_SHOWN);
         assert!(text.contains("and 4 older"), "{text}");
+    }
+
+    #[test]
+    fn a_partition_that_recovers_says_for_whom_it_waits_and_what_is_lost_is_listed() {
+        let partition = v1::PartitionDescription {
+            partition: 3,
+            recovery: Some(v1::RecoveryDescription {
+                step: "FENCING".to_owned(),
+                waits_for: "storage nodes n2, n3: 1 of 2 needed have closed p17/e3.2".to_owned(),
+                nodes: Vec::new(),
+                for_ms: 61_500,
+            }),
+            gaps: vec![v1::GapDescription {
+                base: 10,
+                end: 4_294_967_306,
+                reason: "sealed by force".to_owned(),
+            }],
+            ..Default::default()
+        };
+        let mut topic = described();
+        topic.partitions = vec![Partition::from(partition)];
+        let text = render(&topic);
+        assert!(
+            text.contains("partition 3 recovers since 61 s: waits for storage nodes n2, n3: 1 of 2"),
+            "{text}"
+        );
+        assert!(
+            text.contains("declared lost 10..4,294,967,306: sealed by force"),
+            "{text}"
+        );
     }
 
     #[test]

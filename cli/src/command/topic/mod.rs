@@ -7,7 +7,7 @@ mod delete;
 mod describe;
 mod list;
 mod offsets;
-mod view;
+pub(super) mod view;
 
 use clap::Subcommand;
 

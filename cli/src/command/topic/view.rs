@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use forebay_proto::v1;
 use serde::Serialize;
 
+use crate::output::grouped;
+
 /// One topic of a list.
 #[derive(Debug, Clone, Serialize)]
 pub struct TopicSummary {
@@ -81,6 +83,101 @@ pub struct Partition {
     pub offloaded: Vec<Offloaded>,
     /// What is not offloaded, oldest first.
     pub segments: Vec<Segment>,
+    /// Where its takeover is; none once it is over.
+    pub recovery: Option<Recovery>,
+    /// Offsets declared lost.
+    pub gaps: Vec<Gap>,
+}
+
+/// Offsets that are declared lost.
+#[derive(Debug, Clone, Serialize)]
+pub struct Gap {
+    /// The first of them.
+    pub base: u64,
+    /// The first offset after them.
+    pub end: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// A takeover that is not over.
+#[derive(Debug, Clone, Serialize)]
+pub struct Recovery {
+    /// Its step.
+    pub step: String,
+    /// What it waits for.
+    pub waits_for: String,
+    /// Storage nodes whose answer is missing or is no evidence.
+    pub nodes: Vec<Awaited>,
+    /// Milliseconds since the partition was granted.
+    pub for_ms: u64,
+}
+
+/// A replica of a segment that is being closed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Awaited {
+    /// Its storage node.
+    pub node: u32,
+    /// As the segment names it.
+    pub generation: u32,
+    /// `ANSWERED`, `SILENT`, `AWAY`, `LOST` or `DAMAGED`.
+    pub state: String,
+    /// First offset that it does not have; none where it did not answer.
+    pub tail: Option<u64>,
+}
+
+impl From<v1::AwaitedNode> for Awaited {
+    fn from(one: v1::AwaitedNode) -> Self {
+        Self {
+            node: one.node,
+            generation: one.generation,
+            state: one.state,
+            tail: one.tail,
+        }
+    }
+}
+
+impl From<v1::RecoveryDescription> for Recovery {
+    fn from(recovery: v1::RecoveryDescription) -> Self {
+        Self {
+            step: recovery.step,
+            waits_for: recovery.waits_for,
+            nodes: recovery.nodes.into_iter().map(Awaited::from).collect(),
+            for_ms: recovery.for_ms,
+        }
+    }
+}
+
+/// A replica that is waited for, for people.
+pub fn awaited_text(one: &Awaited) -> String {
+    let said = match one.state.as_str() {
+        "ANSWERED" => "answered",
+        "SILENT" => "connected, no answer yet",
+        "AWAY" => "away",
+        "LOST" => "lost: out of the cluster, or another generation now",
+        "DAMAGED" => "answered, and may have lost bytes",
+        other => other,
+    };
+    let has = one
+        .tail
+        .map_or_else(String::new, |tail| format!(", has it up to {}", grouped(tail)));
+    format!(
+        "storage node {} (generation {}): {said}{has}",
+        one.node, one.generation
+    )
+}
+
+/// A takeover, for people.
+pub fn recovery_text(recovery: &Recovery) -> String {
+    format!(
+        "recovers since {}: waits for {}",
+        seconds(recovery.for_ms),
+        recovery.waits_for
+    )
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{} s", grouped(ms / 1_000))
 }
 
 /// Where the oldest offloaded part of a partition is listed.
@@ -168,6 +265,11 @@ impl From<v1::PartitionDescription> for Partition {
             bytes: range.bytes,
             object: range.object,
         };
+        let gap = |gap: v1::GapDescription| Gap {
+            base: gap.base,
+            end: gap.end,
+            reason: gap.reason,
+        };
         Self {
             partition: partition.partition,
             partition_id: partition.partition_id,
@@ -178,6 +280,8 @@ impl From<v1::PartitionDescription> for Partition {
             manifest: partition.manifest.map(manifest),
             offloaded: partition.offloaded.into_iter().map(offloaded).collect(),
             segments: partition.segments.into_iter().map(Segment::from).collect(),
+            recovery: partition.recovery.map(Recovery::from),
+            gaps: partition.gaps.into_iter().map(gap).collect(),
         }
     }
 }

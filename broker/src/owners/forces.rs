@@ -1,0 +1,108 @@
+//! Takeovers that are not over: what is told of them, and those that an operator ends by force.
+//!
+//! Who forces one is answered when the partition is served again, or is gone from this broker. One
+//! waits for each partition at most: a second one is refused by the state machine, which no longer
+//! waits for what the first one has given up.
+
+use std::collections::HashMap;
+
+use forebay_proto::error::Failure;
+use forebay_proto::v1::ErrorCode;
+use forebay_record::PartitionId;
+use tokio::sync::oneshot;
+
+use super::driver::{Driver, not_owner};
+use super::message::{Forced, Taking};
+use crate::partition::{ForceRefused, ForcedEnd, Forcing, Owner};
+
+/// Takeovers that are named.
+const NAMED_MAX: usize = 32;
+/// Takeovers that are younger are not named.
+const NAMED_FROM_MS: u64 = 1_000;
+
+/// Who waits for a partition whose segment was ended by force.
+#[derive(Debug, Default)]
+pub struct Forces {
+    waiting: HashMap<PartitionId, (ForcedEnd, oneshot::Sender<Result<Forced, Failure>>)>,
+}
+
+impl Forces {
+    /// The partition is served.
+    pub fn served(&mut self, partition: PartitionId) {
+        if let Some((end, reply)) = self.waiting.remove(&partition) {
+            // Who asked may have given up.
+            let _ = reply.send(Ok(Forced { end, done: true }));
+        }
+    }
+
+    /// The partition is not owned here any more.
+    pub fn released(&mut self, partition: PartitionId) {
+        if let Some((_, reply)) = self.waiting.remove(&partition) {
+            let what = format!(
+                "{partition} went to another broker while its segment was ended by force: look again"
+            );
+            // As above.
+            let _ = reply.send(Err(Failure::new(ErrorCode::OutcomeUnknown, what)));
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn on_force_seal(
+        &mut self,
+        partition: PartitionId,
+        forcing: &Forcing,
+        reply: oneshot::Sender<Result<Forced, Failure>>,
+    ) {
+        let mut forced = None;
+        self.with_owner(partition, |owner, ctx| {
+            forced = Some(owner.on_force_seal(forcing, ctx))
+        });
+        let answer = match forced {
+            None => Err(not_owner(partition, self.settings.records.me)),
+            Some(Err(refused)) => Err(failure_of(&refused)),
+            Some(Ok(end)) if forcing.expected.is_none() => Ok(Forced { end, done: false }),
+            Some(Ok(end)) => {
+                self.forces.waiting.insert(partition, (end, reply));
+                // It is served already where nothing had to be stored.
+                let serves = |owner: &Owner| owner.is_serving();
+                if self.owners.get(&partition).is_some_and(serves) {
+                    self.forces.served(partition);
+                }
+                return;
+            }
+        };
+        // Who asked may have given up.
+        let _ = reply.send(answer);
+    }
+
+    /// Where the takeover of an owned partition is, none once it is over.
+    pub(super) fn taking_of(&self, partition: PartitionId, owner: &Owner) -> Option<Taking> {
+        let recovering = owner.recovering(&self.views)?;
+        let now = self.settings.clock.monotonic();
+        let since = self.taking.get(&partition).copied().unwrap_or(now);
+        Some(Taking {
+            partition,
+            topic: owner.record().topic,
+            number: owner.record().number,
+            recovering,
+            for_ms: u64::try_from(now.saturating_sub(since).as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// The longest takeovers that are not over, the longest first.
+    pub(super) fn longest_takeovers(&self) -> Vec<Taking> {
+        let mut oldest: Vec<_> = self.taking.iter().map(|(id, since)| (*since, *id)).collect();
+        oldest.sort_unstable();
+        oldest
+            .into_iter()
+            .take(NAMED_MAX)
+            .filter_map(|(_, id)| self.taking_of(id, self.owners.get(&id)?))
+            .filter(|one| one.for_ms >= NAMED_FROM_MS)
+            .collect()
+    }
+}
+
+fn failure_of(refused: &ForceRefused) -> Failure {
+    Failure::new(ErrorCode::InvalidRequest, refused.to_string())
+}
