@@ -28,7 +28,10 @@ fn run(seed: u64, seconds: u64, more: &[&str]) -> Outcome {
     let text = String::from_utf8(output.stdout).unwrap();
     let last = text.lines().last().unwrap_or_default();
     serde_json::from_str(last).unwrap_or_else(|error| {
-        panic!("seed {seed} said {last:?}: {error}\n{}", String::from_utf8_lossy(&output.stderr))
+        panic!(
+            "seed {seed} said {last:?}: {error}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
     })
 }
 
