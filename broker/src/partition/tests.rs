@@ -884,6 +884,10 @@ fn append(replica: &mut Replica, frame: Frame) -> Result<Ack, Refusal> {
 
 fn headers(replica: &Replica, segment: SegmentId, until: Offset) -> Result<Headers, NodeFailure> {
     let copy = replica.segments.get(&segment).ok_or(NodeFailure::NotFound)?;
+    // As storage nodes do: one that lacks the segment's end knows too little of producers.
+    if copy.tail() < until {
+        return Err(NodeFailure::Behind(copy.tail()));
+    }
     let is_state = |frame: &&Frame| {
         matches!(frame.header.kind, FrameKind::Open | FrameKind::State) && frame.header.end <= until
     };
