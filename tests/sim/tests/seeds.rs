@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use forebay_sim::run::Outcome;
 
 /// Seeds tried on every change.
-const SEEDS: std::ops::Range<u64> = 1..7;
+const SEEDS: std::ops::Range<u64> = 1..5;
 const SECONDS: u64 = 8;
 
 /// Runs a seed in a process of its own, as the command does.
@@ -87,9 +87,10 @@ fn a_seed_gives_the_same_log_twice_and_another_seed_another_one() {
 
 #[test]
 fn a_rule_that_is_broken_is_noticed() {
-    for mutant in ["i04-ack-before-sync", "i06-ack-quorum-of-one", "i08-tail-dropped"] {
-        let noticed = (1..20).find(|seed| {
-            let outcome = run(*seed, SECONDS, &["--mutant", mutant]);
+    // Those that a seed or two notice; `./dev sim --mutants` tries all.
+    for mutant in ["i01-epoch-kept", "i04-ack-before-sync", "i08-tail-dropped"] {
+        let noticed = (1..4).find(|seed| {
+            let outcome = run(*seed, 25, &["--mutant", mutant]);
             !outcome.violations.is_empty()
         });
         assert!(noticed.is_some(), "nothing noticed {mutant}");
