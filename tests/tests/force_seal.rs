@@ -127,7 +127,7 @@ async fn a_partition_that_lost_its_quorum_waits_and_goes_on_by_the_operators_wor
         &cluster,
         &["partition", "force-seal", TOPIC, "0", "--yes", "--end", "1"],
     );
-    assert!(text(&low).contains("cannot go on at 1"), "{}", text(&low));
+    assert!(text(&low).contains("cannot go on at @1"), "{}", text(&low));
     let forced = cli(
         &cluster,
         &["partition", "force-seal", TOPIC, "0", "--yes", "--format", "json"],
