@@ -8,32 +8,31 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use forebay_proto::data::front::{Fetch, Fetched, FromBroker, Produce as ProduceMessage};
-use forebay_proto::data::replica::{FenceItem, FromNode, NodeFailure, ToNode};
+use forebay_proto::data::front::{FromBroker, Produce as ProduceMessage};
+use forebay_proto::data::replica::{FenceItem, ToNode};
 use forebay_proto::error::Failure;
-use forebay_proto::stored::{NodeRecord, NodeState};
 use forebay_proto::v1::ErrorCode;
-use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId};
+use forebay_record::{NodeId, Offset, PartitionId};
 use forebay_runtime::clock::Clock;
 use forebay_runtime::tasks::Tasks;
 use forebay_runtime::trace::{Span, Tracer};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
-use super::calls::{Call, Calls, Sent};
-use super::fetches::{Fetches, Waiting};
+use super::calls::{Call, Calls};
+use super::fetches::Fetches;
 use super::flows::Flows;
 use super::forces::Forces;
 use super::message::{Command, Outbox};
 use super::offloads::Offloads;
 use super::refusals::Refusals;
 use super::repairs::Repairs;
+use super::replicas::Node;
+use super::serve::not_owner;
 use super::topics::Topics;
 use super::traces::Traces;
 use crate::metrics::{BrokerMetrics, Request};
-use crate::nodes::{NodeEvent, NodeSession};
 use crate::objects::Objects;
-use crate::partition::{Action, Config, Context, Found, NodeView, Nodes, Owner, Produce, Stored, Ticket};
+use crate::partition::{Action, Config, Context, Nodes, Owner, Produce, Stored, Ticket};
 use crate::store::{Change, Granted, Records};
 
 /// Messages handled before frames are made.
@@ -83,12 +82,6 @@ struct Waiter {
     _permit: OwnedSemaphorePermit,
 }
 
-/// A storage node as the driver knows it.
-struct Node {
-    view: NodeView,
-    session: Option<NodeSession>,
-}
-
 /// The owners' task.
 pub struct Driver {
     pub(super) settings: Settings,
@@ -97,16 +90,16 @@ pub struct Driver {
     pub(super) offloads: Offloads,
     pub(super) repairs: Repairs,
     pub(super) now_ms: u64,
-    nodes: HashMap<NodeId, Node>,
+    pub(super) nodes: HashMap<NodeId, Node>,
     pub(super) views: Nodes,
-    refusals: Refusals,
+    pub(super) refusals: Refusals,
     waiters: HashMap<Ticket, Waiter>,
     pub(super) fetches: Fetches,
     traces: Traces,
     next_ticket: u64,
     nonce: u64,
     actions: Vec<Action>,
-    touched: HashSet<PartitionId>,
+    pub(super) touched: HashSet<PartitionId>,
     visible: HashSet<PartitionId>,
     fences: HashMap<NodeId, Vec<FenceItem>>,
     pub(super) cached_bytes: u64,
@@ -603,389 +596,4 @@ impl Driver {
         // The other side is gone only when the broker is.
         let _ = self.settings.released.send(partition);
     }
-
-    // ---- storage nodes -----------------------------------------------------------------------
-
-    pub(super) fn is_connected(&self, node: NodeId, generation: Generation) -> bool {
-        self.views
-            .get(&node)
-            .is_some_and(|view| view.connected && view.generation == generation)
-    }
-
-    fn append(&self, node: NodeId, message: ToNode) {
-        if let Some(session) = self.nodes.get(&node).and_then(|node| node.session.as_ref()) {
-            // A session that just ended loses it; the next one gets it again.
-            let _ = session.append.send(message);
-        }
-    }
-
-    pub(super) fn request(&self, node: NodeId, message: ToNode) {
-        if let Some(session) = self.nodes.get(&node).and_then(|node| node.session.as_ref()) {
-            // As above: the call times out and is made again.
-            let _ = session.request.send(message);
-        }
-    }
-
-    fn on_node(&mut self, event: NodeEvent) {
-        match event {
-            NodeEvent::Known(record) => self.on_node_known(&record),
-            NodeEvent::Forgotten(node) => self.on_node_forgotten(node),
-            NodeEvent::Up {
-                node,
-                generation,
-                session,
-            } => {
-                if let Some(known) = self.nodes.get_mut(&node) {
-                    known.session = Some(session);
-                    known.view.connected = true;
-                    known.view.generation = generation;
-                    self.views.insert(node, known.view.clone());
-                }
-                self.each_owner(|owner, ctx| owner.on_connected(node, generation, ctx));
-            }
-            NodeEvent::Down(node) => {
-                if let Some(known) = self.nodes.get_mut(&node) {
-                    known.session = None;
-                    known.view.connected = false;
-                    self.views.insert(node, known.view.clone());
-                }
-                for sent in self.calls.fail(Some(node), self.now_ms) {
-                    self.on_call_failed(sent);
-                }
-                self.each_owner(|owner, ctx| owner.on_nodes_changed(ctx));
-            }
-            NodeEvent::Said(node, message) => self.on_said(node, message),
-        }
-    }
-
-    fn on_node_forgotten(&mut self, node: NodeId) {
-        self.nodes.remove(&node);
-        if self.views.remove(&node).is_some() {
-            for sent in self.calls.fail(Some(node), self.now_ms) {
-                self.on_call_failed(sent);
-            }
-            self.each_owner(|owner, ctx| owner.on_nodes_changed(ctx));
-        }
-    }
-
-    fn on_node_known(&mut self, record: &NodeRecord) {
-        let id = NodeId(record.id);
-        if record.state() == NodeState::Gone {
-            // An operator said so: nothing that it had comes back.
-            return self.on_node_forgotten(id);
-        }
-        let known = self.nodes.entry(id).or_insert_with(|| Node {
-            view: NodeView {
-                generation: Generation(record.generation),
-                zone: String::new(),
-                usable: false,
-                connected: false,
-                leaving: false,
-            },
-            session: None,
-        });
-        known.view.zone.clone_from(&record.zone);
-        known.view.usable = record.state() == NodeState::Active;
-        known.view.leaving = record.state() == NodeState::Draining;
-        if known.session.is_none() {
-            known.view.generation = Generation(record.generation);
-        }
-        self.views.insert(id, known.view.clone());
-    }
-
-    fn each_owner(&mut self, act: impl Fn(&mut Owner, &mut Context<'_>)) {
-        let partitions: Vec<_> = self.owners.keys().copied().collect();
-        for partition in partitions {
-            self.with_owner(partition, &act);
-        }
-    }
-
-    fn on_said(&mut self, node: NodeId, message: FromNode) {
-        match message {
-            FromNode::Acks { acks, queue_delay_us } => {
-                self.settings
-                    .metrics
-                    .node_queue_delay
-                    .observe(f64::from(queue_delay_us) / 1e6);
-                for ack in acks {
-                    self.with_owner(ack.segment.partition, |owner, ctx| owner.on_ack(node, ack, ctx));
-                    self.touched.insert(ack.segment.partition);
-                }
-            }
-            FromNode::NotTaken {
-                segment,
-                number,
-                refusal,
-            } => {
-                self.refusals.tell(node, segment, number, refusal, self.now_ms);
-                self.settings.metrics.refused(refusal);
-                self.with_owner(segment.partition, |owner, ctx| {
-                    owner.on_not_taken(node, segment, refusal, ctx)
-                });
-                self.touched.insert(segment.partition);
-            }
-            FromNode::Fenced { request, states } => {
-                self.calls.end(request);
-                for state in states {
-                    self.with_owner(state.segment.partition, |owner, ctx| {
-                        owner.on_fenced(node, state, ctx)
-                    });
-                }
-            }
-            FromNode::Frames { request, result } => match self.calls.end(request) {
-                Some(Sent {
-                    call: Call::Frames(partition, segment),
-                    ..
-                }) => {
-                    self.with_owner(partition, |owner, ctx| {
-                        owner.on_frames(node, segment, result, ctx)
-                    });
-                }
-                Some(Sent {
-                    call: Call::Sealed(key),
-                    ..
-                }) => self.on_sealed(key, node, result),
-                _ => {}
-            },
-            FromNode::Surveyed { request, found } => {
-                if let Some(Sent {
-                    call: Call::Survey(segments),
-                    ..
-                }) = self.calls.end(request)
-                {
-                    self.on_surveyed(node, segments, found);
-                }
-            }
-            FromNode::Copied { request, result } => {
-                if let Some(Sent {
-                    call: Call::Copy(key),
-                    ..
-                }) = self.calls.end(request)
-                {
-                    self.on_copied(key, node, result);
-                }
-            }
-            FromNode::Headers { request, result } => {
-                if let Some(Sent {
-                    call: Call::Headers(partition, segment),
-                    ..
-                }) = self.calls.end(request)
-                {
-                    self.with_owner(partition, |owner, ctx| {
-                        owner.on_headers(node, segment, result, ctx)
-                    });
-                }
-            }
-            FromNode::Confirm { request, open } => {
-                if let Some(Sent {
-                    call: Call::Confirm(question),
-                    ..
-                }) = self.calls.end(request)
-                {
-                    self.on_confirm(question, node, open.first().copied().unwrap_or(false));
-                }
-            }
-            FromNode::Uploaded { request, result } => {
-                if let Some(Sent {
-                    call: Call::Upload(key),
-                    ..
-                }) = self.calls.end(request)
-                {
-                    self.on_uploaded(key, node, result);
-                }
-            }
-            FromNode::Urge(segments) => {
-                for segment in segments {
-                    self.with_owner(segment.partition, |owner, ctx| owner.on_urged(segment, ctx));
-                }
-            }
-            FromNode::Welcome { .. }
-            | FromNode::Refused(_)
-            | FromNode::Read { .. }
-            | FromNode::Lookup { .. } => {
-                tracing::warn!(%node, "storage node sent what nobody asked for");
-            }
-        }
-    }
-
-    fn on_call_failed(&mut self, sent: Sent) {
-        let node = sent.node;
-        match sent.call {
-            // The partitions' own timers repeat fences.
-            Call::Fence => {}
-            Call::Frames(partition, segment) => self.fail_frames(partition, node, segment),
-            Call::Headers(partition, segment) => {
-                self.with_owner(partition, |owner, ctx| {
-                    owner.on_headers(node, segment, Err(NodeFailure::Failed), ctx)
-                });
-            }
-            Call::Confirm(question) => self.on_confirm(question, node, false),
-            Call::Upload(key) => self.on_uploaded(key, node, Err(NodeFailure::Failed)),
-            // Asked again by the partitions' own timers.
-            Call::Survey(_) => {}
-            Call::Sealed(key) => self.on_sealed(key, node, Err(NodeFailure::Failed)),
-            Call::Copy(key) => self.on_copied(key, node, Err(NodeFailure::Failed)),
-        }
-    }
-
-    fn fail_frames(&mut self, partition: PartitionId, node: NodeId, segment: SegmentId) {
-        self.with_owner(partition, |owner, ctx| {
-            owner.on_frames(node, segment, Err(NodeFailure::Failed), ctx)
-        });
-    }
-
-    // ---- fetch -------------------------------------------------------------------------------
-
-    fn on_fetch(&mut self, fetch: Fetch, outbox: Outbox, permit: OwnedSemaphorePermit, span: Span) {
-        let deadline_ms = self.now_ms + u64::from(fetch.max_wait_ms);
-        self.settings.metrics.request(Request::Fetch);
-        if fetch.max_wait_ms == 0 || self.is_enough(&fetch) {
-            return self.serve(&fetch, &outbox, span);
-        }
-        self.fetches.add(Waiting {
-            fetch,
-            outbox,
-            deadline_ms,
-            _permit: permit,
-            span,
-        });
-    }
-
-    fn try_fetch(&mut self, key: u64, overdue: bool) {
-        let ready = overdue
-            || self
-                .fetches
-                .get(key)
-                .is_some_and(|waiting| self.is_enough(&waiting.fetch));
-        if ready && let Some(waiting) = self.fetches.take(key) {
-            self.serve(&waiting.fetch, &waiting.outbox, waiting.span);
-        }
-    }
-
-    /// True where a fetch has its minimum, or something to say that waiting does not change.
-    fn is_enough(&self, fetch: &Fetch) -> bool {
-        let min = fetch.min_bytes as usize;
-        let mut bytes = 0;
-        for one in &fetch.partitions {
-            let Some(owner) = self.owners.get(&one.partition) else {
-                return true;
-            };
-            let Some(visible) = owner.high_watermark() else {
-                continue;
-            };
-            let (start, end) = (owner.record().log_start, owner.tail());
-            if one.offset < start
-                || one.offset > end
-                || (one.epoch != Epoch(0) && one.epoch != owner.record().epoch)
-            {
-                return true;
-            }
-            if one.offset < visible && matches!(owner.cache().read(one.offset, visible, 1), Found::Older) {
-                return true;
-            }
-            bytes += owner
-                .cache()
-                .available(one.offset, visible, min.saturating_sub(bytes));
-            if bytes >= min {
-                return true;
-            }
-        }
-        min == 0
-    }
-
-    fn serve(&mut self, fetch: &Fetch, outbox: &Outbox, mut span: Span) {
-        let mut left = fetch.max_bytes as usize;
-        let mut first = true;
-        let mut partitions = Vec::with_capacity(fetch.partitions.len());
-        for one in &fetch.partitions {
-            let allowed = if first { left.max(1) } else { left }.min(match one.max_bytes {
-                0 => usize::MAX,
-                max => max as usize,
-            });
-            let fetched = self.fetch_one(one.partition, one.epoch, one.offset, allowed);
-            if let Ok(fetched) = &fetched {
-                let bytes = fetched.batches.iter().map(Bytes::len).sum::<usize>();
-                first &= bytes == 0;
-                left = left.saturating_sub(bytes);
-                self.settings.metrics.fetched_bytes.inc_by(bytes as u64);
-                self.flows.add(one.partition, bytes);
-            }
-            if let Err(failure) = &fetched {
-                self.settings.metrics.failure(Request::Fetch, failure.code);
-            }
-            partitions.push(fetched);
-        }
-        if span.is_some() {
-            let served = (fetch.max_bytes as usize).saturating_sub(left);
-            span.set_number("forebay.broker", self.settings.records.me.0.into());
-            span.set_number("messaging.message.body.size", served as u64);
-        }
-        outbox.send(FromBroker::Fetched {
-            request: fetch.request,
-            partitions,
-        });
-    }
-
-    fn fetch_one(
-        &self,
-        id: PartitionId,
-        epoch: Epoch,
-        offset: Offset,
-        max: usize,
-    ) -> Result<Fetched, Failure> {
-        let owner = self.serving(id, epoch)?;
-        let (log_start, high_watermark) = (
-            owner.record().log_start,
-            owner.high_watermark().unwrap_or_default(),
-        );
-        if offset < log_start || offset > owner.tail() {
-            let message = format!(
-                "offset {offset} of {id} is out of range: it holds {log_start} up to {high_watermark}"
-            );
-            return Err(Failure::new(ErrorCode::OffsetOutOfRange, message));
-        }
-        let mut fetched = Fetched {
-            high_watermark,
-            log_start,
-            batches: Vec::new(),
-            behind: false,
-        };
-        if max > 0 {
-            match owner.cache().read(offset, high_watermark, max) {
-                Found::Batches(chunks, _) => fetched.batches = chunks,
-                Found::Older => fetched.behind = true,
-                Found::Nothing => {}
-            }
-        }
-        Ok(fetched)
-    }
-
-    /// The owner of a partition that serves reads, under the epoch that a request names.
-    pub(super) fn serving(&self, id: PartitionId, epoch: Epoch) -> Result<&Owner, Failure> {
-        let me = self.settings.records.me;
-        let owner = self.owners.get(&id).ok_or_else(|| not_owner(id, me))?;
-        let current = owner.record().epoch;
-        if epoch != Epoch(0) && epoch != current {
-            let code = if epoch < current {
-                ErrorCode::StaleEpoch
-            } else {
-                ErrorCode::UnknownEpoch
-            };
-            return Err(Failure::new(
-                code,
-                format!("{id} is at {current}, the request names {epoch}"),
-            ));
-        }
-        if owner.high_watermark().is_none() {
-            return Err(Failure::new(
-                ErrorCode::Unavailable,
-                format!("{id} is being taken over by {me}"),
-            ));
-        }
-        Ok(owner)
-    }
-}
-
-pub(super) fn not_owner(partition: PartitionId, me: BrokerId) -> Failure {
-    Failure::new(ErrorCode::NotOwner, format!("{me} does not own {partition}"))
 }

@@ -11,8 +11,9 @@ use forebay_proto::v1::ErrorCode;
 use forebay_record::PartitionId;
 use tokio::sync::oneshot;
 
-use super::driver::{Driver, not_owner};
+use super::driver::Driver;
 use super::message::{Forced, Taking};
+use super::serve::not_owner;
 use crate::partition::{ForceRefused, ForcedEnd, Forcing, Owner};
 
 /// Takeovers that are named.

@@ -3,8 +3,8 @@
 //! 1. [`message`]: what arrives in its mailbox: produces, fetches, what storage nodes said, grants.
 //! 2. [`driver`]: takes all that arrived together, lets the partitions' state machines act, makes
 //!    one frame per partition of it, and carries out their actions.
-//! 3. [`calls`]: requests to storage nodes whose answers are awaited.
-//! 4. [`fetches`]: fetches that wait for data.
+//! 3. [`replicas`]: the storage nodes, and whom what they say belongs to; [`calls`]: requests to storage nodes whose answers are awaited.
+//! 4. [`fetches`]: fetches that wait for data; [`serve`]: their answers.
 //! 5. [`offloads`]: copies of sealed segments on their way into the object store.
 //! 6. [`repairs`]: copies of sealed segments from one storage node to another.
 //! 7. [`topics`]: configurations that change while partitions are owned, and what is told of them.
@@ -25,6 +25,8 @@ mod offloads;
 mod positions;
 mod refusals;
 mod repairs;
+mod replicas;
+mod serve;
 mod topics;
 mod traces;
 

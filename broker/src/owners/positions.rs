@@ -17,8 +17,9 @@ use forebay_record::{Epoch, NodeId, Offset, PartitionId};
 use forebay_runtime::mutant::{self, Mutant};
 
 use super::calls::{CALL_TIMEOUT_MS, Call, Question, QuestionKind};
-use super::driver::{Driver, not_owner};
+use super::driver::Driver;
 use super::message::{Command, Outbox};
+use super::serve::not_owner;
 use crate::metrics::Request;
 
 impl Driver {
