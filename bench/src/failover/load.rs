@@ -13,12 +13,19 @@ use tokio::task::JoinHandle;
 
 /// How often records are handed over.
 const BEAT: Duration = Duration::from_millis(5);
-/// Records a second over all partitions; a partition gets at most 200.
-const RATE: f64 = 2_000.0;
+/// Records a second that a partition gets at most.
 const RATE_OF_ONE: f64 = 200.0;
-const VALUE_BYTES: usize = 256;
 /// Outcomes kept between two looks at them.
 const SAMPLES_MAX: usize = 4_000_000;
+
+/// How much is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Weight {
+    /// Records a second over all partitions; each gets at most 200.
+    pub records: u32,
+    /// Bytes of each.
+    pub bytes: usize,
+}
 
 /// What became of one record.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +51,7 @@ pub struct Load {
 
 impl Load {
     /// Makes a topic and begins to write to all of its partitions.
-    pub fn start(endpoint: &str, topic: &str, partitions: u32) -> anyhow::Result<Self> {
+    pub fn start(endpoint: &str, topic: &str, partitions: u32, weight: Weight) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -54,6 +61,7 @@ impl Load {
             endpoint.to_owned(),
             topic.to_owned(),
             partitions,
+            weight,
             Arc::clone(&stop),
             Arc::clone(&samples),
         );
@@ -123,6 +131,7 @@ async fn produce(
     endpoint: String,
     topic: String,
     partitions: u32,
+    weight: Weight,
     stop: Arc<AtomicBool>,
     samples: Arc<Mutex<Vec<Sample>>>,
 ) -> anyhow::Result<()> {
@@ -137,8 +146,8 @@ async fn produce(
     };
     let producer = client.producer(config).await?;
     let topic = producer.topic(&topic).await?;
-    let rate = RATE.min(RATE_OF_ONE * f64::from(partitions));
-    let value = [7_u8; VALUE_BYTES];
+    let rate = f64::from(weight.records).min(RATE_OF_ONE * f64::from(partitions));
+    let value = vec![7_u8; weight.bytes];
     let (start, mut sent) = (Instant::now(), 0_u64);
     while !stop.load(Ordering::Relaxed) {
         let due = (rate * start.elapsed().as_secs_f64()) as u64;

@@ -17,7 +17,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use cluster::{Cluster, kill, pause};
-use load::{Load, Sample, first_acknowledged};
+use load::{Load, Sample, Weight, first_acknowledged};
 use stats::{Spread, ms};
 
 const STORAGE_NODES: u32 = 4;
@@ -58,6 +58,12 @@ pub struct Failover {
     /// Partitions of the broker that is lost.
     #[arg(long, value_delimiter = ',', default_value = "1,100,1000")]
     pub partitions: Vec<u32>,
+    /// Records a second over all partitions; each gets at most 200.
+    #[arg(long, default_value_t = 2_000)]
+    pub records: u32,
+    /// Bytes of each record.
+    #[arg(long, default_value_t = 256)]
+    pub record_bytes: usize,
     /// Parts, all by default.
     #[arg(long = "part", value_enum)]
     pub parts: Vec<Part>,
@@ -68,6 +74,8 @@ pub struct Failover {
 
 #[derive(Debug, Default, Serialize)]
 struct Report {
+    records_per_second: u32,
+    record_bytes: usize,
     brokers: Vec<Takeover>,
     nodes: Vec<Loss>,
     restart: Option<Restart>,
@@ -124,7 +132,11 @@ impl Failover {
     /// Where a process fails that was not meant to, or a partition does not come back.
     pub fn run(&self) -> anyhow::Result<()> {
         std::fs::create_dir_all(&self.dir)?;
-        let mut report = Report::default();
+        let mut report = Report {
+            records_per_second: self.records,
+            record_bytes: self.record_bytes,
+            ..Report::default()
+        };
         let wants = |part| self.parts.is_empty() || self.parts.contains(&part);
         if wants(Part::Brokers) {
             for partitions in &self.partitions {
@@ -172,10 +184,18 @@ impl Failover {
         )
     }
 
+    fn load(&self, cluster: &Cluster, partitions: u32) -> anyhow::Result<Load> {
+        let weight = Weight {
+            records: self.records,
+            bytes: self.record_bytes,
+        };
+        Load::start(&cluster.endpoint, "failover", partitions, weight)
+    }
+
     /// Each round a new broker is started, and the one that owns everything is killed.
     fn brokers(&self, folder: &Path, partitions: u32) -> anyhow::Result<Takeover> {
         let mut cluster = self.start(folder, 1, false)?;
-        let mut load = Load::start(&cluster.endpoint, "failover", partitions)?;
+        let mut load = self.load(&cluster, partitions)?;
         load.await_all(Instant::now(), RECOVERED_MAX)?;
         let (mut detection, mut first, mut all, mut read) = (vec![], vec![], vec![], vec![]);
         let mut errors = 0;
@@ -221,7 +241,7 @@ impl Failover {
 
     fn nodes(&self, folder: &Path) -> anyhow::Result<Vec<Loss>> {
         let mut cluster = self.start(folder, 1, false)?;
-        let mut load = Load::start(&cluster.endpoint, "failover", PARTITIONS)?;
+        let mut load = self.load(&cluster, PARTITIONS)?;
         load.await_all(Instant::now(), RECOVERED_MAX)?;
         let mut losses = Vec::new();
         for (what, count) in [("a storage node killed", 1), ("two storage nodes killed", 2)] {
@@ -321,7 +341,7 @@ impl Failover {
     fn drain(&self, folder: &Path) -> anyhow::Result<Restart> {
         const BROKERS: u32 = 3;
         let mut cluster = self.start(folder, BROKERS, true)?;
-        let mut load = Load::start(&cluster.endpoint, "failover", PARTITIONS)?;
+        let mut load = self.load(&cluster, PARTITIONS)?;
         load.await_all(Instant::now(), RECOVERED_MAX)?;
         std::thread::sleep(CALM);
         load.take()?;
