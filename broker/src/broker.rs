@@ -42,6 +42,8 @@ const STALLED_MAX: Duration = Duration::from_secs(3);
 const BROKERS_MAX: usize = 65_536;
 /// How often the metadata store is asked whether it answers.
 const PULSE: Duration = Duration::from_secs(3);
+/// A metadata store may be silent for so long, at least, before that means anything.
+const SILENCE_MIN: Duration = Duration::from_secs(8);
 
 /// What a broker is made of.
 #[derive(Clone)]
@@ -139,6 +141,8 @@ impl Broker {
             released: released_tx,
             objects: parts.objects.clone(),
             floor,
+            silence_max_ms: u64::try_from(config.session_ttl.max(SILENCE_MIN).as_millis())
+                .unwrap_or(u64::MAX),
             repair_bytes_per_second: config.repair_bytes_per_second,
             metrics: BrokerMetrics::new(&parts.metrics),
             tracer: parts.tracer.clone(),

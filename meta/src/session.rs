@@ -3,7 +3,8 @@
 //! 1. Remove the key that an earlier incarnation of the same id left behind, by compare-and-swap.
 //! 2. Create it under a lease of our own. The revision at which it came to be is the session's id:
 //!    no other session, before or after, has the same.
-//! 3. Follow it: the session is over when its lease is lost or its key is not ours any more.
+//! 3. Follow it: the session is over when its lease has ended or its key is not ours any more. A store
+//!    that does not answer ends no session: nobody else can have one either.
 //!
 //! A session only says who is alive. What keeps a dead owner from writing is the compare of its
 //! session in every change of a partition record (I10), never the end of a lease.
@@ -16,7 +17,6 @@ use std::time::Duration;
 use forebay_proto::stored::{BrokerRecord, ProxyRecord};
 use forebay_record::{BrokerId, SessionId};
 use tokio::sync::Mutex;
-use tokio_util::sync::CancellationToken;
 
 use crate::failure::{MetaFailure, TRIES_MAX};
 use crate::record::encode;
@@ -205,20 +205,13 @@ impl Session {
         Compare::CreateRevision(self.key.clone(), Revision(self.id.0))
     }
 
-    /// Cancelled when the lease is lost. Does not see a key that somebody else removed, which
-    /// [`Session::lost`] does.
-    #[must_use]
-    pub fn lease_token(&self) -> CancellationToken {
-        self.keeper.lost_token()
-    }
-
-    /// Completes once the session is over: its lease is lost, its key was removed or belongs to
+    /// Completes once the session is over: its lease has ended, its key was removed or belongs to
     /// another session, or the store ended for good. The future owns what it needs.
     ///
     /// Cancel safety: only waits.
     pub fn lost(&self) -> impl Future<Output = ()> + Send + 'static {
         let (store, key, id) = (Arc::clone(&self.store), self.key.clone(), self.id);
-        let lease = self.keeper.lost_token();
+        let lease = self.keeper.ended_token();
         async move {
             tokio::select! {
                 () = lease.cancelled() => {}

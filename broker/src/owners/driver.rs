@@ -28,6 +28,7 @@ use super::refusals::Refusals;
 use super::repairs::Repairs;
 use super::replicas::Node;
 use super::serve::not_owner;
+use super::silence::Silence;
 use super::topics::Topics;
 use super::traces::Traces;
 use crate::metrics::{BrokerMetrics, Request};
@@ -65,6 +66,8 @@ pub struct Settings {
     pub objects: Option<Objects>,
     /// Where the oldest revision is published that a new object's name may have.
     pub floor: watch::Sender<u64>,
+    /// How long the metadata store may be silent before what is owned must be confirmed otherwise, ms.
+    pub silence_max_ms: u64,
     /// Bytes a second that copies between storage nodes may send; 0 for no bound.
     pub repair_bytes_per_second: u64,
     /// Counters.
@@ -107,7 +110,8 @@ pub struct Driver {
     pub(super) census_at_ms: u64,
     /// Partitions granted and not served yet, and since when.
     pub(super) taking: HashMap<PartitionId, Duration>,
-    meta_answered_ms: u64,
+    pub(super) meta_answered_ms: u64,
+    pub(super) silence: Silence,
     leaving: Option<oneshot::Sender<()>>,
     pub(super) topics: Topics,
     pub(super) flows: Flows,
@@ -141,6 +145,7 @@ impl Driver {
             census_at_ms: 0,
             taking: HashMap::new(),
             meta_answered_ms: 0,
+            silence: Silence::default(),
             leaving: None,
             topics: Topics::default(),
             flows: Flows::default(),
@@ -357,6 +362,7 @@ impl Driver {
             self.on_call_failed(sent);
         }
         self.tick_repairs();
+        self.tend_silence();
         for question in self.calls.overdue_questions(self.now_ms) {
             let message = format!("{}: the storage nodes did not answer in time", question.partition);
             let result = Err(Failure::new(ErrorCode::Unavailable, message));

@@ -10,7 +10,8 @@
 //! 7. [`topics`]: configurations that change while partitions are owned, and what is told of them.
 //! 8. [`traces`]: spans of the produces that belong to a recorded trace.
 //! 9. [`forces`]: takeovers that are not over, and those that an operator ends.
-//! 10. [`census`]: what all of them have and how it is, for metrics.
+//! 10. [`silence`]: what is owned while the metadata store does not answer.
+//! 11. [`census`]: what all of them have and how it is, for metrics.
 //!
 //! One task owns it all, so nothing is locked; awaiting happens in its loop only.
 
@@ -27,6 +28,7 @@ mod refusals;
 mod repairs;
 mod replicas;
 mod serve;
+mod silence;
 mod topics;
 mod traces;
 

@@ -187,15 +187,17 @@ impl Driver {
                     });
                 }
             }
-            FromNode::Confirm { request, open } => {
-                if let Some(Sent {
+            FromNode::Confirm { request, open } => match self.calls.end(request) {
+                Some(Sent {
                     call: Call::Confirm(question),
                     ..
-                }) = self.calls.end(request)
-                {
-                    self.on_confirm(question, node, open.first().copied().unwrap_or(false));
-                }
-            }
+                }) => self.on_confirm(question, node, open.first().copied().unwrap_or(false)),
+                Some(Sent {
+                    call: Call::Standing(segments),
+                    ..
+                }) => self.on_standing(node, &segments, &open),
+                _ => {}
+            },
             FromNode::Uploaded { request, result } => {
                 if let Some(Sent {
                     call: Call::Upload(key),
@@ -234,6 +236,8 @@ impl Driver {
             Call::Upload(key) => self.on_uploaded(key, node, Err(NodeFailure::Failed)),
             // Asked again by the partitions' own timers.
             Call::Survey(_) => {}
+            // As above, by this task's own.
+            Call::Standing(_) => {}
             Call::Sealed(key) => self.on_sealed(key, node, Err(NodeFailure::Failed)),
             Call::Copy(key) => self.on_copied(key, node, Err(NodeFailure::Failed)),
         }

@@ -124,6 +124,12 @@ impl Owner {
         }
     }
 
+    /// Leaves at once: neither the metadata store nor a quorum of storage nodes says that this is still
+    /// the owner.
+    pub fn on_unconfirmed(&mut self, ctx: &mut Context<'_>) {
+        self.release("nobody confirms that this broker still owns it".to_owned(), ctx);
+    }
+
     pub(super) fn finish_resigning(&mut self, ctx: &mut Context<'_>) {
         if !matches!(self.phase, Phase::Resigning) || self.storing.is_some() || self.next.is_some() {
             return;

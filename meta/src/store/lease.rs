@@ -1,7 +1,10 @@
 //! The holder's end of a lease.
 //!
 //! The keeper is the proof of life: while it exists the lease is renewed, once it is dropped the
-//! lease runs out after its time to live. Losing a lease is final; its keeper never revives it.
+//! lease runs out after its time to live. There are two ways to lose it. It counts as *lost* once it
+//! was not proven alive for its time to live: it may have ended by now, and it may be alive where the
+//! store is away, which ends no leases then. It has *ended* once the store said so. Either is final for
+//! this keeper.
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +31,7 @@ pub struct LeaseKeeper {
     id: LeaseId,
     ttl: Duration,
     lost: CancellationToken,
+    ended: CancellationToken,
     owner: Arc<dyn LeaseOwner>,
     revoked: AtomicBool,
 }
@@ -37,12 +41,14 @@ impl LeaseKeeper {
         id: LeaseId,
         ttl: Duration,
         lost: CancellationToken,
+        ended: CancellationToken,
         owner: Arc<dyn LeaseOwner>,
     ) -> Self {
         Self {
             id,
             ttl,
             lost,
+            ended,
             owner,
             revoked: AtomicBool::new(false),
         }
@@ -71,11 +77,12 @@ impl LeaseKeeper {
         self.lost.is_cancelled()
     }
 
-    /// A token that is cancelled when the lease is lost, for whoever cannot hold the keeper.
+    /// A token that is cancelled when the lease has ended, for whoever cannot hold the keeper: the store
+    /// said so, or is closed for good. A store that does not answer ends nothing.
     #[must_use]
-    pub fn lost_token(&self) -> CancellationToken {
-        // A child, so that cancelling it does not declare the lease lost.
-        self.lost.child_token()
+    pub fn ended_token(&self) -> CancellationToken {
+        // A child, so that cancelling it does not end the lease.
+        self.ended.child_token()
     }
 
     /// Ends the lease now: its keys are gone when this returns.
@@ -87,6 +94,7 @@ impl LeaseKeeper {
         if outcome.is_ok() {
             self.revoked.store(true, Ordering::Relaxed);
             self.lost.cancel();
+            self.ended.cancel();
         }
         outcome
     }

@@ -408,13 +408,18 @@ impl MetaStore for Client {
             Called::Lost => return Err(Unavailable("no answer".to_owned()).into()),
             Called::Closed => return Err(Unavailable("closed".to_owned()).into()),
         };
-        let (lost, stop) = (CancellationToken::new(), CancellationToken::new());
+        let (lost, ended, stop) = (
+            CancellationToken::new(),
+            CancellationToken::new(),
+            CancellationToken::new(),
+        );
         let renewal = Renewal {
             line: Arc::clone(&self.line),
             id,
             ttl,
             proven_until: sent_at + ttl,
             lost: lost.clone(),
+            ended: ended.clone(),
             stop: stop.clone(),
         };
         self.tasks.spawn(format!("renew-{id}"), renewal.run());
@@ -422,7 +427,7 @@ impl MetaStore for Client {
             line: Arc::clone(&self.line),
             stop,
         };
-        Ok(LeaseKeeper::new(id, ttl, lost, Arc::new(owner)))
+        Ok(LeaseKeeper::new(id, ttl, lost, ended, Arc::new(owner)))
     }
 
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), LeaseError> {
@@ -467,6 +472,7 @@ struct Renewal {
     ttl: Duration,
     proven_until: Duration,
     lost: CancellationToken,
+    ended: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -475,7 +481,7 @@ impl Renewal {
         let mut pause = self.ttl / 3;
         loop {
             let clock = Arc::clone(&self.line.server.clock);
-            let left = self.proven_until.saturating_sub(clock.monotonic());
+            let left = self.left(&*clock);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
@@ -483,11 +489,11 @@ impl Renewal {
                 () = clock.sleep(pause.min(left)) => {}
             }
             let sent_at = clock.monotonic();
-            if sent_at >= self.proven_until {
+            if sent_at >= self.proven_until && !self.lost.is_cancelled() {
                 tracing::warn!(lease = %self.id, ttl = ?self.ttl, "lease not renewed in time");
-                break;
+                self.lost.cancel();
             }
-            let (id, left) = (self.id, self.proven_until - sent_at);
+            let (id, left) = (self.id, self.left(&*clock));
             let renewed = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
@@ -506,6 +512,16 @@ impl Renewal {
             }
         }
         self.lost.cancel();
+        self.ended.cancel();
+    }
+
+    /// Until the lease counts as lost, or until its time to live where it does already.
+    fn left(&self, clock: &dyn Clock) -> Duration {
+        if self.lost.is_cancelled() {
+            self.ttl
+        } else {
+            self.proven_until.saturating_sub(clock.monotonic())
+        }
     }
 }
 

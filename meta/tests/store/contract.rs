@@ -526,7 +526,7 @@ pub async fn a_lease_without_its_keeper_expires_with_its_keys(world: &World) {
 pub async fn a_revoked_lease_takes_its_keys_at_once(world: &World) {
     let store = &*world.store;
     let keeper = store.lease_grant(Duration::from_secs(60)).await.unwrap();
-    let lost = keeper.lost_token();
+    let lost = keeper.ended_token();
     store
         .txn(Txn::new().then(Op::put_leased("/b/1", "v", keeper.id())))
         .await

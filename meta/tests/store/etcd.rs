@@ -450,6 +450,29 @@ async fn a_lease_that_cannot_be_renewed_is_lost_in_its_time() {
 }
 
 #[tokio::test]
+async fn a_lease_ends_in_no_absence_of_etcd_and_is_renewed_after_it() {
+    let mut etcd = Etcd::start();
+    let store = connect(&etcd).await;
+    let keeper = store.lease_grant(Duration::from_secs(2)).await.unwrap();
+    store
+        .txn(Txn::new().then(Op::put_leased("/b/1", "v", keeper.id())))
+        .await
+        .unwrap();
+    etcd.kill();
+    tokio::time::sleep(keeper.ttl() * 3).await;
+    assert!(keeper.is_lost());
+    etcd.run();
+    eventually("etcd is back", || async { store.get("/b/1").await.ok() }).await;
+    let ended = keeper.ended_token();
+    let over = tokio::time::timeout(keeper.ttl() * 2, ended.cancelled()).await;
+    assert!(over.is_err(), "renewed again");
+    assert_eq!(value(&store, "/b/1").await.unwrap().as_deref(), Some("v"));
+    // Somebody else ends it: this is told.
+    store.lease_revoke(keeper.id()).await.unwrap();
+    tokio::time::timeout(DEADLINE, ended.cancelled()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_lease_survives_a_short_absence_of_etcd() {
     let mut etcd = Etcd::start();
     let store = connect(&etcd).await;

@@ -107,6 +107,9 @@ async fn a_lease_is_kept_through_a_short_loss_and_lost_in_a_long_one() {
     keeper.lost().await;
     tokio::time::sleep(Duration::from_secs(9)).await;
     assert_eq!(store.entries("/s"), []);
+    assert!(!keeper.ended_token().is_cancelled(), "nobody has said so");
+    line.set(Some(1), Some(1));
+    keeper.ended_token().cancelled().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -194,7 +194,8 @@ impl MetaStore for EmbeddedStore {
                 count_max,
             })?;
         let owner: Arc<dyn LeaseOwner> = Arc::<Inner>::clone(&self.inner);
-        Ok(LeaseKeeper::new(id, ttl, lost, owner))
+        // This store is never away from its holders: what is lost has ended.
+        Ok(LeaseKeeper::new(id, ttl, lost.clone(), lost, owner))
     }
 
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), LeaseError> {

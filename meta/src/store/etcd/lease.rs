@@ -1,9 +1,10 @@
 //! Leases in etcd: granted, renewed three times per time to live, proven by answers.
 //!
 //! A renewal proves the lease alive until its time to live after it was *sent*. Once that moment
-//! passes without another proof the lease counts as lost, whatever etcd may think: the holder
-//! stops no later than etcd lets others in, give or take the clocks' rates. Nothing that must be
-//! safe may rest on that.
+//! passes without another proof the lease counts as lost, whatever etcd may think: a holder who goes
+//! by that stops no later than etcd lets others in, give or take the clocks' rates. Nothing that must
+//! be safe may rest on that. Renewals go on until etcd says that the lease has ended: an etcd without
+//! a quorum ends none, and one that has a leader again gives each its time to live anew.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,8 @@ use crate::store::types::LeaseId;
 
 /// Wait after a renewal that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The same once the lease counts as lost.
+const LOST_PAUSE: Duration = Duration::from_secs(1);
 
 struct Owner {
     peers: Arc<Peers>,
@@ -68,13 +71,18 @@ pub(super) async fn grant(
         return Err(Unavailable(format!("etcd granted lease {id:x} for {ttl} s")).into());
     };
     let ttl = Duration::from_secs(granted);
-    let (lost, stop) = (CancellationToken::new(), CancellationToken::new());
+    let (lost, ended, stop) = (
+        CancellationToken::new(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
     let renewal = Renewal {
         peers: Arc::clone(peers),
         id,
         ttl,
         proven_until: sent_at + ttl,
         lost: lost.clone(),
+        ended: ended.clone(),
         stop: stop.clone(),
         tasks: tasks.token(),
     };
@@ -83,6 +91,7 @@ pub(super) async fn grant(
         id,
         ttl,
         lost,
+        ended,
         Arc::new(Owner {
             peers: Arc::clone(peers),
             stop,
@@ -117,6 +126,7 @@ struct Renewal {
     ttl: Duration,
     proven_until: Instant,
     lost: CancellationToken,
+    ended: CancellationToken,
     /// The keeper is gone.
     stop: CancellationToken,
     /// The store is closed.
@@ -127,7 +137,10 @@ impl Renewal {
     async fn run(mut self) {
         let mut pause = self.ttl / 3;
         loop {
-            let wake = (Instant::now() + pause).min(self.proven_until);
+            let mut wake = Instant::now() + pause;
+            if !self.lost.is_cancelled() {
+                wake = wake.min(self.proven_until);
+            }
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
@@ -135,9 +148,9 @@ impl Renewal {
                 () = self.peers.stopped().cancelled() => break,
                 () = tokio::time::sleep_until(wake) => {}
             }
-            if Instant::now() >= self.proven_until {
+            if Instant::now() >= self.proven_until && !self.lost.is_cancelled() {
                 tracing::warn!(lease = %self.id, ttl = ?self.ttl, "lease not renewed in time");
-                break;
+                self.lost.cancel();
             }
             let renewed = tokio::select! {
                 biased;
@@ -146,6 +159,9 @@ impl Renewal {
             };
             match renewed {
                 Ok(Some(proven_until)) => {
+                    if Instant::now() >= self.proven_until {
+                        tracing::info!(lease = %self.id, "lease is renewed again");
+                    }
                     self.proven_until = proven_until;
                     pause = self.ttl / 3;
                 }
@@ -155,18 +171,30 @@ impl Renewal {
                 }
                 Err(error) => {
                     tracing::debug!(lease = %self.id, error, "lease renewal failed");
-                    pause = RETRY_PAUSE;
+                    pause = self.retry_pause();
                 }
             }
         }
         self.lost.cancel();
+        self.ended.cancel();
+    }
+
+    fn retry_pause(&self) -> Duration {
+        if self.lost.is_cancelled() {
+            LOST_PAUSE
+        } else {
+            RETRY_PAUSE
+        }
     }
 
     /// Until when the lease is proven alive; none where it has ended.
     async fn renew(&self) -> Result<Option<Instant>, String> {
         let sent_at = Instant::now();
         let (at, endpoint, mut peer) = self.peers.current();
-        let limit = (sent_at + self.peers.call_timeout()).min(self.proven_until);
+        let mut limit = sent_at + self.peers.call_timeout();
+        if !self.lost.is_cancelled() {
+            limit = limit.min(self.proven_until);
+        }
         let renewal = peer.lease.keep_alive(convert::signed_lease(self.id));
         match tokio::time::timeout_at(limit, renewal).await {
             Ok(Ok(_)) => Ok(Some(sent_at + self.ttl)),
