@@ -96,6 +96,11 @@ impl Active {
                 site.hold(node(number))?;
                 active.note = flip_bit(&site.disk(number).join("data"), random)?;
             }
+            Fault::NoEtcd => {
+                for target in targets().filter(|target| target.kind == Kind::Etcd) {
+                    site.hold(target)?;
+                }
+            }
             Fault::PowerCut => {
                 for target in targets().filter(|target| target.kind != Kind::Proxy) {
                     site.hold(target)?;
@@ -137,6 +142,9 @@ impl Active {
                 None => Ok(()),
             },
             Fault::WipeDisk(number) | Fault::FlipBit(number) => site.release(node(number)),
+            Fault::NoEtcd => targets()
+                .filter(|target| target.kind == Kind::Etcd)
+                .try_for_each(|target| site.release(target)),
             Fault::PowerCut => targets()
                 .filter(|target| target.kind != Kind::Proxy)
                 .try_for_each(|target| site.release(target)),

@@ -83,6 +83,8 @@ pub enum Fault {
     WipeDisk(u8),
     /// A bit of the storage node's journal flips while it is down.
     FlipBit(u8),
+    /// All members of etcd are killed at once, and stay away for longer than sessions live.
+    NoEtcd,
     /// All but the proxies are killed at once.
     PowerCut,
 }
@@ -100,6 +102,7 @@ impl fmt::Display for Fault {
             Self::FillDisk(number) => write!(f, "full node{number}"),
             Self::WipeDisk(number) => write!(f, "wipe node{number}"),
             Self::FlipBit(number) => write!(f, "flip node{number}"),
+            Self::NoEtcd => f.write_str("no etcd"),
             Self::PowerCut => f.write_str("power cut"),
         }
     }
@@ -114,7 +117,7 @@ impl Fault {
                 vec![target.kind]
             }
             Self::Cut(from, to) => vec![from.kind, to.kind],
-            Self::PauseLeader => vec![Kind::Etcd],
+            Self::PauseLeader | Self::NoEtcd => vec![Kind::Etcd],
             Self::FailSync(_) | Self::FillDisk(_) | Self::WipeDisk(_) | Self::FlipBit(_) => {
                 vec![Kind::Storage]
             }
@@ -169,7 +172,7 @@ pub fn plan(seed: u64, length_ms: u64, abilities: Abilities) -> Vec<Planned> {
         let fault = draw(&random, abilities);
         let shorter = length_ms.saturating_sub(at_ms);
         let longest = match fault {
-            Fault::Pause(_) | Fault::PauseLeader => PAUSE_MS_MAX,
+            Fault::Pause(_) | Fault::PauseLeader | Fault::NoEtcd => PAUSE_MS_MAX,
             Fault::PowerCut | Fault::WipeDisk(_) | Fault::FlipBit(_) => 2_000,
             _ => 8_000,
         };
@@ -212,7 +215,7 @@ fn draw(random: &SeededRandom, abilities: Abilities) -> Fault {
                 number: number(random, kind),
             }
         };
-        let fault = match random.range(0, 24) {
+        let fault = match random.range(0, 25) {
             0..=2 => Fault::Kill(any(&[Kind::Broker])),
             3..=4 => Fault::Kill(any(&[Kind::Storage])),
             5 => Fault::Kill(any(&[Kind::Proxy, Kind::Etcd])),
@@ -226,6 +229,7 @@ fn draw(random: &SeededRandom, abilities: Abilities) -> Fault {
             15 => Fault::PowerCut,
             16..=17 => Fault::Isolate(any(&KINDS)),
             18..=19 => Fault::Lose(any(&KINDS), u8::try_from(random.range(5, 60)).unwrap_or(5)),
+            20 => Fault::NoEtcd,
             _ => {
                 let pairs = [
                     (Kind::Broker, Kind::Storage),
@@ -333,6 +337,7 @@ mod tests {
             "full",
             "wipe",
             "flip",
+            "no etcd",
             "power cut",
         ] {
             assert!(all.iter().any(|fault| fault.starts_with(word)), "{word}");

@@ -368,9 +368,7 @@ impl Round {
     async fn scan_all(&self) -> anyhow::Result<()> {
         let mut reader = FINAL;
         for address in self.proxies.iter().chain(&self.brokers) {
-            let client = load::client(&[*address], 0)
-                .await
-                .with_context(|| format!("{address} is not reached"))?;
+            let client = self.reach(*address).await?;
             for partition in 0..PARTITIONS.get() {
                 load::scan(&client, reader, partition, &self.recorder, READ_DEADLINE)
                     .await
@@ -379,6 +377,20 @@ impl Round {
             }
         }
         Ok(())
+    }
+
+    /// One that was started just now may still be on its way up.
+    async fn reach(&self, address: SocketAddr) -> anyhow::Result<Client> {
+        let deadline = Instant::now() + HEAL_DEADLINE;
+        loop {
+            match load::client(&[address], 0).await {
+                Ok(client) => return Ok(client),
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error.context(format!("{address} is not reached")));
+                }
+                Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
     }
 
     fn end(
