@@ -161,7 +161,8 @@ impl Reader {
     /// below `from`.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] where the plan is stale; [`StoreError::Corrupt`] names object and chunk.
+    /// [`StoreError::NotFound`] where the plan is stale; [`StoreError::Corrupt`] names object and chunk,
+    /// where nothing good comes before it.
     pub async fn read(
         &self,
         run: &Run,
@@ -179,7 +180,12 @@ impl Reader {
         let mut block = view.block_of(first);
         self.start_blocks(&view, block, &taken);
         'blocks: while block < view.blocks.len() {
-            let mut bytes = self.block(&view, block).await?;
+            let mut bytes = match self.block(&view, block).await {
+                Ok(bytes) => bytes,
+                // What is good before it is given out; whoever goes on reading meets it again.
+                Err(StoreError::Corrupt { .. }) if taken.bytes > 0 => break 'blocks,
+                Err(error) => return Err(error),
+            };
             for (number, chunk) in view.chunks_of(block).filter(|(number, _)| *number >= first) {
                 if chunk.first >= until {
                     break 'blocks;

@@ -66,6 +66,12 @@ async fn drain(args: &DrainArgs, admin: &Admin) -> anyhow::Result<()> {
     told.with_context(|| format!("cannot drain broker {id}"))?;
     if !args.wait {
         println!("broker {id} is being drained; `forebay cluster status` shows what it has left");
+        let cluster = admin.describe_cluster().await;
+        if cluster.is_ok_and(|cluster| cluster.brokers.iter().all(|broker| broker.draining)) {
+            println!(
+                "no other broker can take its partitions: it keeps them until there is one that is not drained"
+            );
+        }
         return Ok(());
     }
     let begun = Instant::now();

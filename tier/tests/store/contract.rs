@@ -91,6 +91,7 @@ contract!(
     runs::reads_give_whole_batches_within_their_bounds,
     runs::lookups_find_the_first_batch_that_reaches_a_time,
     runs::a_run_that_is_not_the_records_is_corrupt,
+    runs::what_is_good_before_damage_is_read,
     runs::the_runs_of_a_combined_object_are_read_one_by_one,
     manifests::folds_add_runs_and_drop_expired_ones,
     manifests::a_damaged_manifest_is_named,

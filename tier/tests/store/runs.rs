@@ -147,6 +147,30 @@ pub async fn verification_finds_every_difference(bucket: Bucket) {
     assert_not_found(check(&bucket, &name, &written).await, &name);
 }
 
+pub async fn what_is_good_before_damage_is_read(bucket: Bucket) {
+    let name = name(&names());
+    let all = batches(0, 200, 2, 20_000);
+    let written = write(&bucket, &name, 0, &all, 400).await.unwrap();
+    let run = run(&name, 0, 400, &written);
+    let mut damaged = bucket.get(&name, 64 << 20).await.unwrap().to_vec();
+    // In its third block of about a MiB.
+    damaged[5 << 19] ^= 1;
+    bucket.put(&name, damaged.into()).await.unwrap();
+    let reader = reader(&bucket).await;
+    let good = reader.read(&run, Offset(0), Offset(400), 64 << 20).await.unwrap();
+    assert!(good.len() >= 1 << 20, "{} bytes", good.len());
+    assert_eq!(good, concat(&all)[..good.len()]);
+    let mut next = Offset(0);
+    let mut rest = &good[..];
+    while !rest.is_empty() {
+        let header = forebay_record::batch::Header::parse(rest).unwrap();
+        next = header.end_offset();
+        rest = &rest[header.len_bytes()..];
+    }
+    let read = reader.read(&run, next, Offset(400), 64 << 20).await;
+    assert_corrupt(read, &name, &["chunk", "expected"]);
+}
+
 pub async fn every_damaged_section_is_named_by_the_reader(bucket: Bucket) {
     let name = name(&names());
     let written = write(&bucket, &name, 0, &batches(0, 8, 2, 20_000), 16)
