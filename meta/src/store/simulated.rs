@@ -26,11 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::embedded::plan::Plan;
 use super::embedded::state::{Found, State};
+use super::embedded::watch as following;
 use super::error::{
     BadRequest, LeaseError, ReadError, Regressed, TxnError, Unavailable, Unknown, WatchError,
 };
 use super::lease::{LeaseKeeper, LeaseOwner};
-use super::types::{Entry, LeaseId, Page, Range, Revision, Txn, TxnReply, WatchBatch};
+use super::types::{Entry, LeaseId, Page, Range, Revision, Txn, TxnReply};
 use super::watch::WatchStream;
 use super::{MetaStore, check};
 
@@ -525,83 +526,49 @@ impl Renewal {
     }
 }
 
-struct Follower {
+/// What a watch follows.
+struct Followed {
     server: Arc<Server>,
     /// Where events come late, or not for now.
     line: Option<Arc<Line>>,
-    changes: watch::Receiver<Revision>,
-    prefix: String,
-    after: Revision,
-    refused: Option<BadRequest>,
-    ended: bool,
 }
 
 fn follow(server: Arc<Server>, line: Option<Arc<Line>>, prefix: &str, after: Revision) -> WatchStream {
-    let follower = Follower {
-        changes: server.changes.subscribe(),
-        server,
-        line,
-        refused: check::key(prefix).err(),
-        prefix: prefix.to_owned(),
-        after,
-        ended: false,
-    };
-    WatchStream::new(futures_util::stream::unfold(
-        follower,
-        |mut follower| async move {
-            if follower.ended {
-                return None;
-            }
-            let step = follower.step().await;
-            follower.ended = step.is_err();
-            Some((step, follower))
-        },
-    ))
+    let changes = server.changes.subscribe();
+    following::start(Followed { server, line }, changes, prefix, after)
 }
 
-impl Follower {
-    async fn step(&mut self) -> Result<WatchBatch, WatchError> {
-        if let Some(error) = self.refused.take() {
-            return Err(error.into());
-        }
-        loop {
-            // Marked as seen before looking, so that a change in between wakes again.
-            let now = *self.changes.borrow_and_update();
-            if let Some(line) = &self.line {
-                if line.closed.is_cancelled() {
-                    return Err(WatchError::Closed);
-                }
-                // Nothing comes through for now: looks again, as a stream that is resumed would.
-                let Some(back) = line.wire.back() else {
-                    self.server.clock.sleep(RETRY_PAUSE).await;
-                    continue;
-                };
-                pass(&self.server, back).await;
-                if now < self.after {
-                    line.admit(now)?;
-                }
-            }
-            match self.server.state.read().events(&self.prefix, self.after) {
-                Found::Compacted(at) => return Err(WatchError::Compacted { at }),
-                Found::Events(events, revision) => {
-                    self.after = revision;
-                    if !events.is_empty() {
-                        return Ok(WatchBatch { revision, events });
-                    }
-                }
-            }
-            let changed = async {
-                match &self.line {
-                    Some(line) => tokio::select! {
-                        changed = self.changes.changed() => changed.is_ok(),
-                        () = line.closed.cancelled() => false,
-                    },
-                    None => self.changes.changed().await.is_ok(),
-                }
-            };
-            if !changed.await {
+#[async_trait]
+impl following::Source for Followed {
+    async fn admit(&self, now: Revision, after: Revision) -> Result<(), WatchError> {
+        let Some(line) = &self.line else {
+            return Ok(());
+        };
+        // Where nothing comes through for now it looks again, as a stream that is resumed would.
+        let back = loop {
+            if line.closed.is_cancelled() {
                 return Err(WatchError::Closed);
             }
+            match line.wire.back() {
+                Some(back) => break back,
+                None => self.server.clock.sleep(RETRY_PAUSE).await,
+            }
+        };
+        pass(&self.server, back).await;
+        if now < after {
+            line.admit(now)?;
+        }
+        Ok(())
+    }
+
+    fn events(&self, prefix: &str, after: Revision) -> Found {
+        self.server.state.read().events(prefix, after)
+    }
+
+    async fn closed(&self) {
+        match &self.line {
+            Some(line) => line.closed.cancelled().await,
+            None => std::future::pending().await,
         }
     }
 }

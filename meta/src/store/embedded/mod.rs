@@ -14,7 +14,7 @@ pub(super) mod plan;
 pub(super) mod state;
 #[cfg(test)]
 mod tests;
-mod watch;
+pub(super) mod watch;
 mod writer;
 
 use std::fmt;
@@ -173,7 +173,9 @@ impl MetaStore for EmbeddedStore {
     }
 
     fn watch(&self, prefix: &str, after: Revision) -> WatchStream {
-        watch::start(Arc::clone(&self.inner.shared), prefix, after)
+        let shared = Arc::clone(&self.inner.shared);
+        let changes = shared.changes();
+        watch::start(shared, changes, prefix, after)
     }
 
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseKeeper, LeaseError> {
