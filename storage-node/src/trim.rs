@@ -311,7 +311,7 @@ mod tests {
             crc32c: 0,
             max_timestamp_ms: 0,
         };
-        record.offload(id(7, 1, 1), run, 5).unwrap()
+        record.offload(id(7, 1, 1), &[run], 5).unwrap()
     }
 
     fn all() -> Vec<HeldFacts> {

@@ -35,7 +35,7 @@ const RETRY_MS: u64 = 500;
 /// The object store is given this much longer than a node.
 const OBJECT_RETRY_MS: u64 = 4_500;
 /// After so many pauses without an answer a takeover that an operator forces goes on without the state.
-const FORCED_PAUSES: u32 = 10;
+pub(super) const PATIENT_PAUSES: u32 = 10;
 
 /// Where a takeover is.
 #[derive(Debug)]
@@ -55,8 +55,20 @@ pub enum Recovery {
     },
     /// Step 4.
     Linking,
-    /// Replicas contradict each other, in this way: nothing is served until an operator has looked.
-    Halted(String),
+    /// Replicas contradict each other: nothing is served until an operator has chosen.
+    Halted(Halted),
+}
+
+/// Replicas that contradict each other.
+#[derive(Debug)]
+pub struct Halted {
+    pub(super) segment: Segment,
+    /// What each of them says.
+    pub(super) replies: BTreeMap<NodeId, FencedState>,
+    /// In which way.
+    pub(super) contradiction: String,
+    /// They have different histories of the segment: one of them must be chosen.
+    pub(super) disputed: bool,
 }
 
 /// Waiting for closed replicas.
@@ -96,10 +108,10 @@ pub struct Loading {
     /// How many failed since the last pause.
     failed: usize,
     /// Pauses.
-    pauses: u32,
+    pub(super) pauses: u32,
     /// Sealed end of what is taken over.
     committed: Offset,
-    end: Offset,
+    pub(super) end: Offset,
     frames: Vec<Frame>,
     asked_ms: u64,
 }
@@ -147,6 +159,7 @@ impl Owner {
             return self.submit(sealed, ctx);
         }
         self.phase = Phase::Serving;
+        self.forced = None;
         let end = self.record.sealed_end();
         self.tail = end;
         self.show(end, ctx);
@@ -166,8 +179,8 @@ impl Owner {
             Recovery::Loading(loading) => loading.asked_ms,
             Recovery::Placing { .. } => return self.place_carry(ctx),
             Recovery::Linking => return,
-            Recovery::Halted(contradiction) => {
-                tracing::trace!(partition = %self.record.id, contradiction, "takeover stays halted");
+            Recovery::Halted(halted) => {
+                tracing::trace!(partition = %self.record.id, halted.contradiction, "takeover stays halted");
                 return;
             }
         };
@@ -176,9 +189,10 @@ impl Owner {
         }
         if let Recovery::Loading(loading) = recovery {
             loading.pauses = loading.pauses.saturating_add(1);
-            if self.forced.is_some() && !loading.offloaded && loading.pauses > FORCED_PAUSES {
+            let forced = self.forced.is_some() && !loading.offloaded;
+            if (forced || self.stateless) && loading.pauses > PATIENT_PAUSES {
                 tracing::warn!(partition = %self.record.id,
-                    "no storage node has the producers' state: a batch that is sent again is written again");
+                    "the producers' state cannot be read: a batch that is sent again is written again");
                 return self.on_loaded(ctx);
             }
         }
@@ -197,8 +211,8 @@ impl Owner {
         }
     }
 
-    fn halt(&mut self, contradiction: String) {
-        tracing::error!(partition = %self.record.id, contradiction, "takeover halted: replicas contradict each other");
-        self.phase = Phase::Recovering(Recovery::Halted(contradiction));
+    fn halt(&mut self, halted: Halted) {
+        tracing::error!(partition = %self.record.id, halted.contradiction, "takeover halted: replicas contradict each other");
+        self.phase = Phase::Recovering(Recovery::Halted(halted));
     }
 }

@@ -4,10 +4,10 @@
 //! Every frame's hash ties it to its history; where replicas contradict each other nothing is decided.
 
 use forebay_proto::data::replica::{FramesRequest, NodeFailure};
-use forebay_record::frame::{ChainHash, Frame, FrameKind};
+use forebay_record::frame::{Frame, FrameKind};
 use forebay_record::{NodeId, Offset, SegmentId};
 
-use super::{Carrying, Recovery};
+use super::{Carrying, Halted, Recovery};
 use crate::partition::action::{Action, Context};
 use crate::partition::owner::{Owner, Phase};
 
@@ -56,7 +56,15 @@ impl Owner {
         let progressed = match result {
             Ok(frames) => match carrying.take(frames) {
                 Ok(progressed) => progressed,
-                Err(contradiction) => return self.halt(contradiction),
+                Err(contradiction) => {
+                    let halted = Halted {
+                        segment: carrying.segment.clone(),
+                        replies: std::mem::take(&mut carrying.replies),
+                        contradiction,
+                        disputed: true,
+                    };
+                    return self.halt(halted);
+                }
             },
             Err(failure) => {
                 if failure == NodeFailure::Corrupt {

@@ -9,7 +9,7 @@ use forebay_proto::data::replica::{FenceItem, FencedState};
 use forebay_record::NodeId;
 use forebay_runtime::mutant::{self, Mutant};
 
-use super::{Carrying, Fencing, Recovery};
+use super::{Carrying, Fencing, Halted, Recovery};
 use crate::partition::action::{Action, Context};
 use crate::partition::owner::{Owner, Phase};
 
@@ -100,10 +100,13 @@ impl Owner {
         };
         let (segment, replies) = (fencing.segment.clone(), std::mem::take(&mut fencing.replies));
         if committed > end {
-            return self.halt(format!(
-                "{} is committed up to {committed} but ends at {end}",
-                segment.id
-            ));
+            let contradiction = format!("{} is committed up to {committed} but ends at {end}", segment.id);
+            return self.halt(Halted {
+                segment,
+                replies,
+                contradiction,
+                disputed: false,
+            });
         }
         if committed == end {
             let candidates = self.state_candidates(&segment, &replies, committed);
@@ -127,7 +130,10 @@ impl Owner {
 
 impl Fencing {
     /// The replicas whose word is missing, for people.
-    pub(in crate::partition) fn waits_for(segment: &Segment, replies: &BTreeMap<NodeId, FencedState>) -> String {
+    pub(in crate::partition) fn waits_for(
+        segment: &Segment,
+        replies: &BTreeMap<NodeId, FencedState>,
+    ) -> String {
         let missing = segment
             .replicas
             .iter()

@@ -27,23 +27,24 @@ impl Owner {
         replies: &BTreeMap<NodeId, FencedState>,
         until: Offset,
     ) -> VecDeque<(SegmentId, NodeId, HeadersRequest)> {
-        // What is forced goes by whatever is left.
-        let counts = |state: &FencedState| state.authoritative || self.forced.is_some();
-        let holds = |state: &FencedState| counts(state) && state.frames > 0 && state.tail >= until;
-        replies
-            .iter()
-            .filter(|(_, state)| holds(state))
-            .filter_map(|(node, _)| {
-                let generation = segment.generation_of(*node)?;
-                Some((
-                    segment.id,
-                    *node,
-                    HeadersRequest {
-                        segment: segment.id,
-                        generation,
-                        until,
-                    },
-                ))
+        // What is forced goes by whatever is left: the longest first, as far as it is in one piece.
+        let forced = self.forced.is_some();
+        let holds = |state: &FencedState| {
+            let counts = state.authoritative && state.tail >= until;
+            state.frames > 0 && (counts || forced)
+        };
+        let mut holders: Vec<_> = replies.iter().filter(|(_, state)| holds(state)).collect();
+        holders.sort_by_key(|(_, state)| std::cmp::Reverse(state.tail.min(until)));
+        holders
+            .into_iter()
+            .filter(|(node, _)| self.forced.as_ref().is_none_or(|forced| forced.counts(**node)))
+            .filter_map(|(node, state)| {
+                let request = HeadersRequest {
+                    segment: segment.id,
+                    generation: segment.generation_of(*node)?,
+                    until: until.min(state.tail),
+                };
+                Some((segment.id, *node, request))
             })
             .collect()
     }
@@ -63,8 +64,12 @@ impl Owner {
                 .iter()
                 .rev()
                 .find(|segment| segment.end.is_some())
-            && let Some(until) = sealed.end
+            && let Some(end) = sealed.end
         {
+            // Behind what was lost of it nobody knows them all.
+            let pieces = self.record.pieces(sealed.base, end);
+            let first = pieces.first().filter(|(base, _)| *base == sealed.base);
+            let until = first.map_or(sealed.base, |(_, until)| *until);
             candidates.extend(sealed.replicas.iter().map(|(node, generation)| {
                 let request = HeadersRequest {
                     segment: sealed.id,
@@ -173,6 +178,7 @@ impl Owner {
     }
 
     pub(super) fn on_loaded(&mut self, ctx: &mut Context<'_>) {
+        self.stateless = false;
         let Phase::Recovering(Recovery::Loading(loading)) = &mut self.phase else {
             return;
         };
