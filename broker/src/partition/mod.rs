@@ -16,6 +16,8 @@ mod force;
 mod force_tests;
 mod leave;
 mod loss;
+#[cfg(test)]
+mod loss_tests;
 mod owner;
 mod past;
 mod placement;

@@ -37,7 +37,7 @@ impl Owned {
 }
 
 impl AdminHandler {
-    async fn owned(&self, topic: &str, partition: u32) -> Result<Owned, Failure> {
+    async fn found(&self, topic: &str, partition: u32) -> Result<Owned, Failure> {
         let found = topics::get(&*self.core.meta, topic).await?;
         let partitions = topics::partitions(&*self.core.meta, &found).await?;
         let Some(record) = partitions.iter().find(|one| one.number == partition) else {
@@ -62,7 +62,7 @@ impl AdminHandler {
     }
 
     /// Asks the owner; `does` where that changes something.
-    async fn ask_owner<T>(
+    async fn ask_found<T>(
         &self,
         owned: &Owned,
         does: bool,
@@ -77,7 +77,7 @@ impl AdminHandler {
     }
 
     pub(super) async fn force_end(&self, request: ForceSealRequest) -> Result<ForceSealResponse, Failure> {
-        let owned = self.owned(&request.topic, request.partition).await?;
+        let owned = self.found(&request.topic, request.partition).await?;
         let service = self.core.control.broker(&owned.address);
         let service = service.map_err(|error| owned.away(ErrorCode::Unavailable, &error))?;
         let does = request.expected.is_some();
@@ -88,7 +88,7 @@ impl AdminHandler {
             expected: request.expected,
             trust: request.trust,
         }));
-        let answer = self.ask_owner(&owned, does, forcing).await?;
+        let answer = self.ask_found(&owned, does, forcing).await?;
         if answer.done {
             tracing::warn!(partition = owned.name, end = ?answer.end, "a segment was ended by force");
             self.core.routes.forget(&request.topic);
@@ -97,7 +97,7 @@ impl AdminHandler {
     }
 
     pub(super) async fn declare(&self, request: DeclareLostRequest) -> Result<DeclareLostResponse, Failure> {
-        let owned = self.owned(&request.topic, request.partition).await?;
+        let owned = self.found(&request.topic, request.partition).await?;
         let service = self.core.control.broker(&owned.address);
         let service = service.map_err(|error| owned.away(ErrorCode::Unavailable, &error))?;
         let does = !request.expected.is_empty();
@@ -106,7 +106,7 @@ impl AdminHandler {
             force: request.force,
             expected: request.expected,
         }));
-        let answer = self.ask_owner(&owned, does, declaring).await?;
+        let answer = self.ask_found(&owned, does, declaring).await?;
         if answer.done {
             tracing::warn!(partition = owned.name, segments = ?answer.segments, "a loss was declared");
             self.core.routes.forget(&request.topic);
