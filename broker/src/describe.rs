@@ -2,10 +2,10 @@
 
 use forebay_proto::error::Failure;
 use forebay_proto::v1::{self, ErrorCode};
-use forebay_record::{Epoch, Offset, PartitionId, SegmentId};
+use forebay_record::{Epoch, NodeId, Offset, PartitionId, SegmentId};
 
-use crate::owners::{Forced, Taking};
-use crate::partition::{Awaited, ForcedEnd, Forcing};
+use crate::owners::{Declared, Forced, Taking};
+use crate::partition::{Awaited, Declaring, ForcedEnd, Forcing, Lost, LostSegment};
 
 fn awaited(one: &Awaited) -> v1::AwaitedNode {
     v1::AwaitedNode {
@@ -13,6 +13,9 @@ fn awaited(one: &Awaited) -> v1::AwaitedNode {
         generation: one.generation.0,
         state: one.evidence.name().to_owned(),
         tail: one.tail.map(Offset::get),
+        frames: one.said.map(|said| said.frames),
+        hash: one.said.map(|said| said.hash.0),
+        committed: one.said.map(|said| said.committed.0),
     }
 }
 
@@ -51,6 +54,9 @@ pub fn forced(forced: Forced) -> v1::ForceSealResponse {
             next: end.next.0,
             replicas: end.replicas.iter().map(awaited).collect(),
             still_possible: end.still_possible.unwrap_or_default(),
+            lost: end.lost.iter().map(range).collect(),
+            trusted: end.trusted.map(|node| node.0),
+            state_only: end.state_only,
         }),
         done,
     }
@@ -75,6 +81,9 @@ pub fn forcing(request: &v1::ForceSealPartitionRequest) -> Result<Forcing, Failu
             committed: Offset(expected.committed),
             end: Offset(expected.end),
             next: Offset(expected.next),
+            lost: ranges(&expected.lost),
+            trusted: expected.trusted.map(NodeId),
+            state_only: expected.state_only,
             replicas: Vec::new(),
             still_possible: None,
         }),
@@ -83,6 +92,61 @@ pub fn forcing(request: &v1::ForceSealPartitionRequest) -> Result<Forcing, Failu
     Ok(Forcing {
         next: request.next.map(Offset),
         force: request.force,
+        trust: request.trust.map(NodeId),
         expected,
     })
+}
+
+const fn range(range: &(Offset, Offset)) -> v1::OffsetRange {
+    v1::OffsetRange {
+        base: range.0.0,
+        end: range.1.0,
+    }
+}
+
+fn ranges(ranges: &[v1::OffsetRange]) -> Vec<(Offset, Offset)> {
+    ranges
+        .iter()
+        .map(|range| (Offset(range.base), Offset(range.end)))
+        .collect()
+}
+
+/// What of sealed segments was declared lost, or would be.
+pub fn declared(declared: Declared) -> v1::DeclareLostResponse {
+    let segment = |one: LostSegment| v1::LostSegment {
+        epoch: one.segment.epoch.0,
+        seq: one.segment.seq,
+        base: one.base.0,
+        end: one.end.0,
+        lost: one.ranges.iter().map(range).collect(),
+        replicas: one.replicas.iter().map(awaited).collect(),
+    };
+    v1::DeclareLostResponse {
+        segments: declared.lost.segments.into_iter().map(segment).collect(),
+        still_possible: declared.lost.still_possible.unwrap_or_default(),
+        done: declared.done,
+    }
+}
+
+/// What is wanted of a partition's sealed segments.
+pub fn declaring(request: &v1::DeclareLostPartitionRequest) -> Declaring {
+    let segment = |one: &v1::LostSegment| LostSegment {
+        segment: SegmentId {
+            partition: PartitionId(request.partition_id),
+            epoch: Epoch(one.epoch),
+            seq: one.seq,
+        },
+        base: Offset(one.base),
+        end: Offset(one.end),
+        ranges: ranges(&one.lost),
+        replicas: Vec::new(),
+    };
+    let expected = Lost {
+        segments: request.expected.iter().map(segment).collect(),
+        still_possible: None,
+    };
+    Declaring {
+        force: request.force,
+        expected: Some(expected).filter(|expected| !expected.segments.is_empty()),
+    }
 }

@@ -102,6 +102,11 @@ impl Objects {
         record: &Partition,
         retention: &Retention,
     ) -> Result<Folded, String> {
+        if let Some((base, end)) = record.undeclared() {
+            return Err(format!(
+                "the record lists nothing from {base} to {end}, and declares no loss there"
+            ));
+        }
         let log = Log {
             partition: record.id,
             log_start: retention.log_start,

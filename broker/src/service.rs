@@ -207,6 +207,22 @@ impl BrokerService for Control {
         Ok(Response::new(describe::forced(forced)))
     }
 
+    async fn declare_lost(
+        &self,
+        request: Request<v1::DeclareLostPartitionRequest>,
+    ) -> Result<Response<v1::DeclareLostResponse>, Status> {
+        let request = request.into_inner();
+        let (reply, answer) = oneshot::channel();
+        let command = Command::DeclareLost {
+            partition: PartitionId(request.partition_id),
+            declaring: describe::declaring(&request),
+            reply,
+        };
+        self.mailbox.send(command).await.map_err(|_| self.gone())?;
+        let declared = answer.await.map_err(|_| self.gone())??;
+        Ok(Response::new(describe::declared(declared)))
+    }
+
     async fn init_producer(
         &self,
         _request: Request<v1::InitProducerRequest>,

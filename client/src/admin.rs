@@ -215,7 +215,9 @@ impl Admin {
     }
 
     /// What ending a partition's open segment by force would do, where its takeover waits for storage
-    /// nodes that are lost. `next` is where the log is to go on, far above all that is known where none.
+    /// nodes that are lost, or for somebody to choose between replicas that contradict each other. `next`
+    /// is where the log is to go on, far above all that is known where none; `trust` is the storage node
+    /// whose history is the right one.
     ///
     /// # Errors
     /// Refused: it waits for nothing, or `next` is too low.
@@ -224,6 +226,7 @@ impl Admin {
         topic: &str,
         partition: u32,
         next: Option<u64>,
+        trust: Option<u32>,
     ) -> Result<v1::ForcedEnd, AdminError> {
         let request = v1::ForceSealRequest {
             topic: topic.to_owned(),
@@ -231,6 +234,7 @@ impl Admin {
             next,
             force: false,
             expected: None,
+            trust,
         };
         self.link
             .call(Repeat::Always, |channel| {
@@ -261,6 +265,7 @@ impl Admin {
             partition,
             next: Some(planned.next),
             force,
+            trust: planned.trusted,
             expected: Some(planned),
         };
         self.link
@@ -272,6 +277,60 @@ impl Admin {
             .map_err(AdminError::of_change)?
             .end
             .ok_or(AdminError::Incomplete { missing: "end" })
+    }
+
+    /// What no replica of a partition's sealed segments can read any more.
+    ///
+    /// # Errors
+    /// Refused: nothing is lost, or the partition is being taken over.
+    pub async fn plan_declare_lost(
+        &self,
+        topic: &str,
+        partition: u32,
+    ) -> Result<v1::DeclareLostResponse, AdminError> {
+        self.declare(topic, partition, Vec::new(), false).await
+    }
+
+    /// Declares lost what was planned: readers are led over it, and what follows is offloaded. `force`
+    /// also where somebody who is away may come back with it.
+    ///
+    /// # Errors
+    /// Refused (something has changed since, or some of it may still be found), or the outcome is unknown.
+    pub async fn declare_lost(
+        &self,
+        topic: &str,
+        partition: u32,
+        planned: Vec<v1::LostSegment>,
+        force: bool,
+    ) -> Result<v1::DeclareLostResponse, AdminError> {
+        self.declare(topic, partition, planned, force).await
+    }
+
+    async fn declare(
+        &self,
+        topic: &str,
+        partition: u32,
+        expected: Vec<v1::LostSegment>,
+        force: bool,
+    ) -> Result<v1::DeclareLostResponse, AdminError> {
+        let does = !expected.is_empty();
+        let request = v1::DeclareLostRequest {
+            topic: topic.to_owned(),
+            partition,
+            force,
+            expected,
+        };
+        let repeat = if does { Repeat::WhenRefused } else { Repeat::Always };
+        let answer = self.link.call(repeat, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).declare_lost(request).await }
+        });
+        let of = if does {
+            AdminError::of_change
+        } else {
+            AdminError::Refused
+        };
+        answer.await.map_err(of)
     }
 
     /// Brokers, storage nodes and proxies.

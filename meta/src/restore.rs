@@ -3,7 +3,8 @@
 //! 1. [`raise`] gives the cluster its next incarnation: from there on only storage nodes run, nothing
 //!    is trimmed, sessions of whoever still runs are gone, and new revisions (tokens, names, sessions)
 //!    lie above all old ones.
-//! 2. Storage nodes say what they hold. [`plan`] compares that with one record: segments that were
+//! 2. Storage nodes say what they hold, and the object store what nothing names. [`plan`] compares that
+//!    with one record: objects that continue the offloaded past are listed again, segments that were
 //!    linked after the backup enter the chain again, where each continues the one before; what is
 //!    missing between is declared as a gap.
 //! 3. [`skip_ids`] keeps ids that were given out after the backup from being given out again,
@@ -12,12 +13,15 @@
 //! Promises: no `(epoch, sequence)` that any node may hold is used again; what is lost is declared,
 //! never silent; each step may be repeated. Never trusts a record about what it cannot know.
 
+mod objects;
+
 use std::collections::BTreeMap;
 
 use forebay_proto::stored::{ClusterRecord, CounterRecord};
 use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
 use forebay_runtime::random::Random;
 
+pub use self::objects::FoundRun;
 use crate::cluster;
 use crate::failure::{MetaFailure, TRIES_MAX, decode};
 use crate::keys;
@@ -174,30 +178,41 @@ pub struct Planned {
     pub record: Partition,
     /// Segments that enter the chain again.
     pub adopted: Vec<SegmentId>,
+    /// Segments whose objects are listed again.
+    pub offloaded: Vec<SegmentId>,
     /// Ranges that are lost, or whose end nobody knows.
     pub lost: Vec<Gap>,
     /// Segments that nodes hold, that hold something, and that continue nothing: they will be trimmed.
     pub left: Vec<SegmentId>,
 }
 
-/// Compares a record of the backup with what nodes hold of the partition.
+/// Compares a record of the backup with what nodes hold of the partition, and with the objects that
+/// nothing names.
 #[must_use]
-pub fn plan(record: &Partition, held: &BTreeMap<SegmentId, Held>, now_ms: i64, op: u64) -> Planned {
+pub fn plan(
+    record: &Partition,
+    held: &BTreeMap<SegmentId, Held>,
+    found: &[FoundRun],
+    now_ms: i64,
+    op: u64,
+) -> Planned {
     let mut planned = Planned {
         record: record.clone(),
         adopted: Vec::new(),
+        offloaded: Vec::new(),
         lost: Vec::new(),
         left: Vec::new(),
     };
-    let highest = held.keys().map(|id| id.epoch.0).max().unwrap_or(0);
+    let epochs = held.keys().chain(found.iter().map(|one| &one.segment));
+    let highest = epochs.map(|id| id.epoch.0).max().unwrap_or(0);
     let highest = highest.max(record.epoch.0);
     let newer = |id: SegmentId| (id.epoch, id.seq) > (record.epoch, record.last_seq);
     if !record.deleted {
+        planned.find_runs(found, held, now_ms);
         planned.drop_vanished(held, now_ms);
-        let mut rest: Vec<&Held> = held
-            .values()
-            .filter(|one| newer(one.id) && one.tail() > one.base)
-            .collect();
+        let past = planned.record.recent.last().map_or(Offset(0), |run| run.end);
+        let is_left = |one: &Held| newer(one.id) && one.tail() > one.base && one.base >= past;
+        let mut rest: Vec<&Held> = held.values().filter(|one| is_left(one)).collect();
         while let Some(next) = planned.successor(held, &rest) {
             planned.adopt(held, next, now_ms);
             rest.retain(|one| one.id > next.id && one.token > next.token);
@@ -206,7 +221,7 @@ pub fn plan(record: &Partition, held: &BTreeMap<SegmentId, Held>, now_ms: i64, o
         let (chain, adopted) = (&record.chain, &planned.adopted);
         planned.left = held
             .values()
-            .filter(|one| newer(one.id) && one.tail() > one.base && !adopted.contains(&one.id))
+            .filter(|one| is_left(one) && !adopted.contains(&one.id))
             .filter(|one| !chain.iter().any(|linked| linked.id == one.id))
             .map(|one| one.id)
             .collect();

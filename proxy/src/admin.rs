@@ -1,7 +1,7 @@
 //! The `Admin` service: topics from the metadata store, the cluster from everyone in it.
 //!
 //! Changes are made here; [`topic`] and [`cluster`] describe, [`storage`] does both for storage nodes,
-//! [`force`] ends segments that lost their quorum. What a peer would have to tell and does
+//! [`force`] ends segments that lost their quorum and declares losses. What a peer would have to tell and does
 //! not is left unset; a description never fails because one member is away.
 
 mod cluster;
@@ -16,10 +16,11 @@ use forebay_meta::topics::{self, Topic};
 use forebay_proto::v1::admin_server::Admin;
 use forebay_proto::v1::{
     AddPartitionsRequest, AddPartitionsResponse, AlterTopicConfigRequest, AlterTopicConfigResponse,
-    CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeClusterRequest,
-    DescribeClusterResponse, DescribeStorageNodeRequest, DescribeStorageNodeResponse, DescribeTopicRequest,
-    DescribeTopicResponse, DrainBrokerRequest, DrainBrokerResponse, ForceSealRequest, ForceSealResponse,
-    ListTopicsRequest, ListTopicsResponse, PartitionDescription, SetStorageNodeStateRequest, TopicSummary,
+    CreateTopicRequest, CreateTopicResponse, DeclareLostRequest, DeclareLostResponse, DeleteTopicRequest,
+    DeleteTopicResponse, DescribeClusterRequest, DescribeClusterResponse, DescribeStorageNodeRequest,
+    DescribeStorageNodeResponse, DescribeTopicRequest, DescribeTopicResponse, DrainBrokerRequest,
+    DrainBrokerResponse, ForceSealRequest, ForceSealResponse, ListTopicsRequest, ListTopicsResponse,
+    PartitionDescription, SetStorageNodeStateRequest, TopicSummary,
 };
 use tonic::{Request, Response, Status};
 
@@ -142,6 +143,15 @@ impl Admin for AdminHandler {
         let call = self.core.begin("force_seal")?;
         let forced = self.force_end(request.into_inner()).await;
         Ok(Response::new(forced.map_err(|failure| call.failed(failure))?))
+    }
+
+    async fn declare_lost(
+        &self,
+        request: Request<DeclareLostRequest>,
+    ) -> Result<Response<DeclareLostResponse>, Status> {
+        let call = self.core.begin("declare_lost")?;
+        let declared = self.declare(request.into_inner()).await;
+        Ok(Response::new(declared.map_err(|failure| call.failed(failure))?))
     }
 
     async fn alter_topic_config(

@@ -13,10 +13,11 @@ use forebay_proto::v1::broker_server::Broker;
 use forebay_proto::v1::storage_node_client::StorageNodeClient;
 use forebay_proto::v1::storage_node_server::StorageNode;
 use forebay_proto::v1::{
-    BrokerSummary, DescribePartitionsRequest, DescribePartitionsResponse, DrainRequest, DrainResponse,
-    ForceSealPartitionRequest, ForceSealResponse, HoldsRequest, HoldsResponse, InitProducerRequest,
-    InitProducerResponse, InventoryRequest, InventoryResponse, LocateRequest, LocateResponse, PingRequest,
-    PingResponse, StorageNodeStatus, StorageNodeStatusRequest, SummarizeRequest,
+    BrokerSummary, DeclareLostPartitionRequest, DeclareLostResponse, DescribePartitionsRequest,
+    DescribePartitionsResponse, DrainRequest, DrainResponse, ForceSealPartitionRequest, ForceSealResponse,
+    HoldsRequest, HoldsResponse, InitProducerRequest, InitProducerResponse, InventoryRequest,
+    InventoryResponse, LocateRequest, LocateResponse, PingRequest, PingResponse, StorageNodeStatus,
+    StorageNodeStatusRequest, SummarizeRequest,
 };
 use forebay_runtime::net::{Addr, Connector, for_grpc};
 use parking_lot::Mutex;
@@ -195,6 +196,13 @@ impl Broker for RemoteBroker {
         request: Request<ForceSealPartitionRequest>,
     ) -> Result<Response<ForceSealResponse>, Status> {
         self.client().force_seal(request).await
+    }
+
+    async fn declare_lost(
+        &self,
+        request: Request<DeclareLostPartitionRequest>,
+    ) -> Result<Response<DeclareLostResponse>, Status> {
+        self.client().declare_lost(request).await
     }
 
     async fn describe_partitions(

@@ -43,9 +43,6 @@ pub struct Config {
     pub data_address: String,
     /// Where the controller and tools reach this node.
     pub control_address: String,
-    /// Whether to refuse the start where durable bytes are damaged: for a node that has the only
-    /// copy, so that an operator decides.
-    pub limbo_is_fatal: bool,
     /// How long a segment that nobody needs any more stays for readers that catch up, once the disk
     /// is more than 60 % full; five times as long before, not at all from 75 % on.
     pub trim_grace: HumanDuration,
@@ -63,7 +60,6 @@ impl Default for Config {
             zone: String::new(),
             data_address: String::new(),
             control_address: String::new(),
-            limbo_is_fatal: false,
             trim_grace: HumanDuration::secs(120),
         }
     }

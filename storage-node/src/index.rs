@@ -282,6 +282,11 @@ impl Index {
         self.segments.read().iter().map(facts).collect()
     }
 
+    /// Bytes of the frames of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.segments.read().values().map(|segment| segment.bytes()).sum()
+    }
+
     /// Whether anything is held of a partition.
     pub fn holds(&self, partition: PartitionId) -> bool {
         let first = SegmentId {

@@ -12,6 +12,7 @@ pub mod disk;
 mod index;
 pub mod journal;
 mod metrics;
+mod missing;
 mod node;
 mod pressure;
 mod read;

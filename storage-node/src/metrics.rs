@@ -173,6 +173,7 @@ impl RequestMetrics {
             ToNode::Confirm { .. } => "confirm",
             ToNode::Upload { .. } => "upload",
             ToNode::Survey { .. } => "survey",
+            ToNode::Missing { .. } => "missing",
             ToNode::Sealed { .. } => "sealed",
             ToNode::Copy { .. } => "copy",
             ToNode::ForgetCopy { .. } => "forget_copy",

@@ -43,7 +43,11 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    fn segment(&self, segment: SegmentId, generation: Generation) -> Result<Arc<SegmentIndex>, NodeFailure> {
+    pub(crate) fn segment(
+        &self,
+        segment: SegmentId,
+        generation: Generation,
+    ) -> Result<Arc<SegmentIndex>, NodeFailure> {
         if generation != self.generation && !mutant::is(Mutant::GenerationIgnored) {
             return Err(NodeFailure::WrongGeneration(self.generation));
         }
@@ -290,7 +294,7 @@ impl Reader {
     /// A segment may be trimmed while it is read. Its files are written again only after every reader
     /// let go of them, but one that was not taken hold of yet is no longer found, or found to be
     /// another: then the segment is gone, and nothing is damaged.
-    fn headers_and_frames(
+    pub(crate) fn headers_and_frames(
         &self,
         segment: SegmentId,
         entries: &[Entry],

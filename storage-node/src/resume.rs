@@ -1,6 +1,6 @@
 //! Reading a folder's journal back and going on where it ends.
 //!
-//! What was lost goes into limbo, or stops the start where the node has the only copy. Then the
+//! What was lost goes into limbo: an operator decides what becomes of it. Then the
 //! superblock is written with the new boot, and the place to go on: in the last file, whose last
 //! block is written again and marked as synced, or in a new file where anything was damaged, so
 //! that its snapshot remembers. Everything that is served afterwards is durable.
@@ -53,18 +53,6 @@ pub enum ResumeError {
         /// Number of the newest file begun.
         expected: u64,
     },
-    /// Durable bytes are damaged, and this node may not go on without them.
-    #[error("{} is damaged at byte {at} ({reason}); {places} such places", .path.display())]
-    Limbo {
-        /// The file, or the folder where only the loss is known.
-        path: PathBuf,
-        /// Where in it.
-        at: u64,
-        /// What is wrong.
-        reason: String,
-        /// How many.
-        places: u64,
-    },
     /// The disk failed.
     #[error("cannot write data folder {}", .path.display())]
     Io {
@@ -81,7 +69,6 @@ pub(crate) struct Terms {
     pub file_len: u64,
     pub commit_bytes_max: usize,
     pub budget_bytes: u64,
-    pub limbo_is_fatal: bool,
     /// Position that was durable at the last checkpoint.
     pub checkpoint: u64,
     /// Newest revision of the metadata store: no token there is can be above it.
@@ -226,9 +213,6 @@ fn check(disk: &dyn Disk, superblock: &Superblock, found: &Found, terms: &Terms)
         tracing::error!(file = %damage.path.display(), at = damage.at, reason = damage.reason,
             "durable bytes of the journal are damaged");
     }
-    if terms.limbo_is_fatal {
-        refuse_limbo(&path, found)?;
-    }
     // A folder that never had a file has nothing to be older than.
     if superblock.newest_file > 0 && found.next_start < terms.checkpoint {
         let (found, expected) = (found.next_start, terms.checkpoint);
@@ -241,34 +225,6 @@ fn check(disk: &dyn Disk, superblock: &Superblock, found: &Found, terms: &Terms)
         .into());
     }
     Ok(())
-}
-
-fn refuse_limbo(folder: &std::path::Path, found: &Found) -> Result<(), ResumeError> {
-    let places = found.damaged_places.max(1);
-    if let Some(first) = found.damage.first() {
-        let (path, at, reason) = (first.path.clone(), first.at, first.reason.clone());
-        return Err(ResumeError::Limbo {
-            path,
-            at,
-            reason,
-            places,
-        });
-    }
-    match found.held.segments.iter().find(|(_, held)| held.state.limbo) {
-        Some((segment, held)) => {
-            let reason = format!(
-                "segment {segment} may have lost frames after frame {}",
-                held.state.frames
-            );
-            Err(ResumeError::Limbo {
-                path: folder.to_owned(),
-                at: 0,
-                reason,
-                places,
-            })
-        }
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ pub(crate) struct Figures {
     pub released_bytes: u64,
     /// Partitions without a record.
     pub unrecorded: u64,
+    pub unrecorded_bytes: u64,
 }
 
 /// See the module.
@@ -224,6 +225,11 @@ impl Ledger {
             released: self.released.len() as u64,
             released_bytes: self.released.values().map(|one| one.bytes).sum(),
             unrecorded: self.unrecorded.len() as u64,
+            unrecorded_bytes: held
+                .iter()
+                .filter(|one| self.unrecorded.contains(&one.segment.partition))
+                .map(|one| one.bytes)
+                .sum(),
         }
     }
 }
@@ -311,7 +317,7 @@ mod tests {
             crc32c: 0,
             max_timestamp_ms: 0,
         };
-        record.offload(id(7, 1, 1), run, 5).unwrap()
+        record.offload(id(7, 1, 1), &[run], 5).unwrap()
     }
 
     fn all() -> Vec<HeldFacts> {

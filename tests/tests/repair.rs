@@ -123,7 +123,16 @@ async fn a_lost_node_is_made_up_for_and_a_drained_one_is_empty_and_nothing_is_mi
     let said = text(&drained);
     println!("drained after {:?}:\n{said}", began.elapsed());
     assert!(drained.status.success() && said.contains("is empty"), "{said}");
-    assert!(said.contains("ETA"), "{said}");
+    assert!(said.contains("ETA") && said.contains("on its disk"), "{said}");
+    let status = admin
+        .describe_storage_node(1)
+        .await
+        .unwrap()
+        .node
+        .unwrap()
+        .status
+        .unwrap();
+    assert_eq!(status.bytes_held, 0, "something is left on its disk");
     for segment in segments(&client).await {
         assert_eq!(nodes_of(&segment), BTreeSet::from([3, 4, 5]), "one in each zone");
     }

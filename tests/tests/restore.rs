@@ -246,3 +246,87 @@ async fn with_all_disks_lost_the_loss_is_declared_and_readers_are_led_over_it() 
         "no offset is used twice"
     );
 }
+
+/// Waits until a description of the topic is as wanted.
+async fn until(client: &Client, what: &str, is: impl Fn(&forebay_proto::v1::PartitionDescription) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        let described = client.admin().describe_topic(TOPIC).await;
+        if described.is_ok_and(|topic| topic.partitions.iter().all(&is)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_went_into_the_object_store_after_a_backup_is_listed_again() {
+    let objects = tempfile::tempdir().unwrap();
+    let settings = format!("[object_store]\nurl = \"file://{}\"\n", objects.path().display());
+    let mut cluster = Cluster::start_with(binary(), 3, 2, &settings).unwrap();
+    let client = cluster.client().await.unwrap();
+    let config = BTreeMap::from([("segment.bytes".to_owned(), "262144".to_owned())]);
+    let admin = client.admin();
+    admin.create_topic(TOPIC, PARTITIONS, config).await.unwrap();
+    let mut acknowledged = write(&client, 0, RECORDS / 8).await;
+    let backup = cluster.folder().join("backup.db");
+    cluster.etcd.save(&backup).unwrap();
+    // Everything is sealed and offloaded by new brokers, and then written on.
+    acknowledged.extend(write(&client, RECORDS / 8, RECORDS / 2).await);
+    for broker in &mut cluster.brokers {
+        broker.stop().unwrap();
+    }
+    for broker in &mut cluster.brokers {
+        broker.restart().unwrap();
+    }
+    until(&client, "all in the object store", |one| {
+        one.high_watermark.is_some() && one.segments.is_empty()
+    })
+    .await;
+    // Nodes that lose what they had are the surest trim.
+    drop(client);
+    cluster.kill_all();
+    cluster.etcd.restore(&backup).unwrap();
+    let raising = raise(&cluster, &[]);
+    for node in 0..3 {
+        let name = format!("node{}", node + 1);
+        std::fs::remove_dir_all(cluster.folder().join(&name)).unwrap();
+        let config = cluster.config(&name).display().to_string();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let reformat = ["storage", "reformat", "--config", &config, "--yes"];
+        while let Err(why) = forebay(&reformat) {
+            assert!(Instant::now() < deadline, "{why}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        wait_until_raised(&mut cluster, node);
+    }
+    let report = finished(raising).await;
+    assert!(report["offloaded"].as_u64().unwrap() > 8, "{report}");
+    assert_eq!(report["unusable"].as_array().unwrap().len(), 0, "{report}");
+    assert_eq!(report["lost"].as_array().unwrap().len(), 0, "{report}");
+    for broker in &mut cluster.brokers {
+        broker.restart().unwrap();
+    }
+    cluster.proxies[0].restart().unwrap();
+    let client = cluster.client().await.unwrap();
+    wait_for_end(&client, "after the restore").await;
+    let found = load::read(&client, TOPIC, PARTITIONS).await.unwrap();
+    let missing = acknowledged
+        .iter()
+        .filter(|(at, value)| found.get(at) != Some(value));
+    assert_eq!(
+        missing.count(),
+        0,
+        "of {} read {}",
+        acknowledged.len(),
+        found.len()
+    );
+    let more = write(&client, RECORDS, 1_000).await;
+    assert!(
+        more.keys().all(|at| !acknowledged.contains_key(at)),
+        "an offset is used twice"
+    );
+    let found = load::read(&client, TOPIC, PARTITIONS).await.unwrap();
+    assert_eq!(found.len(), acknowledged.len() + more.len());
+}

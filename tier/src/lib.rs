@@ -16,6 +16,7 @@ mod names;
 mod reader;
 mod run_writer;
 mod tail;
+mod unnamed;
 mod verify;
 
 pub use bucket::{Bucket, DELETE_NAMES_MAX, Listed};
@@ -26,4 +27,5 @@ pub use manifest::{Log, Manifests, Retention, RunSpan, plan_retention};
 pub use names::{Names, ObjectKind, ObjectName};
 pub use reader::{AHEAD_MAX, READ_BYTES_MAX, Reader};
 pub use run_writer::{RunStart, RunWriter, Written};
+pub use unnamed::{Unnamed, find_unnamed};
 pub use verify::verify;

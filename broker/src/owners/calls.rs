@@ -26,6 +26,8 @@ pub enum Call {
     Upload(u64),
     /// What a node has of segments.
     Survey(Vec<SegmentId>),
+    /// Which bytes of a segment cannot be read.
+    Missing(PartitionId, SegmentId),
     /// Frames of a sealed segment, for a copy.
     Sealed(u64),
     /// Frames for the node that is to have a copy.

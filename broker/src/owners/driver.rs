@@ -284,6 +284,7 @@ impl Driver {
                 if newest(self).is_some_and(|after| before != Some(after)) {
                     self.settings.metrics.segments_opened.inc();
                 }
+                self.tell_declared(partition);
             }
             Command::Confirmed { call, mine } => self.on_record_confirmed(call, mine),
             Command::MetadataAnswered(revision) => {
@@ -316,6 +317,11 @@ impl Driver {
                 forcing,
                 reply,
             } => self.on_force_seal(partition, &forcing, reply),
+            Command::DeclareLost {
+                partition,
+                declaring,
+                reply,
+            } => self.on_declare_lost(partition, &declaring, reply),
             Command::ResignAll(done) => {
                 self.leaving = Some(done);
                 let all: Vec<_> = self.owners.keys().copied().collect();
@@ -509,7 +515,12 @@ impl Driver {
                 self.request(node, ToNode::Headers { request, headers });
             }
             Action::ReadState => self.on_read_state(partition),
-            Action::Offload { segment, urged } => self.on_offload(partition, *segment, urged),
+            Action::Offload {
+                segment,
+                piece,
+                urged,
+            } => self.on_offload(partition, *segment, piece, urged),
+            Action::FindMissing { node, request } => self.on_find_missing(partition, node, request),
             Action::Survey {
                 node,
                 segment,

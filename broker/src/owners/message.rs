@@ -10,7 +10,7 @@ use forebay_runtime::trace::Span;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::nodes::NodeEvent;
-use crate::partition::{Folded, ForcedEnd, Forcing, Recovering, Stored};
+use crate::partition::{Declaring, Folded, ForcedEnd, Forcing, Lost, Recovering, Stored};
 use crate::store::Granted;
 use forebay_proto::error::Failure;
 use uuid::Uuid;
@@ -93,6 +93,15 @@ pub struct Summary {
     pub undecided_bytes: u64,
     /// The longest takeovers that are not over, the longest first.
     pub taking: Vec<Taking>,
+}
+
+/// What of sealed segments was declared lost, or would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    /// What is lost.
+    pub lost: Lost,
+    /// The record says so.
+    pub done: bool,
 }
 
 /// How an open segment was ended by force, or would be.
@@ -206,6 +215,15 @@ pub enum Command {
         forcing: Forcing,
         /// Answered when the partition is served again, or at once where nothing is done.
         reply: oneshot::Sender<Result<Forced, Failure>>,
+    },
+    /// What no copy of sealed segments has any more is to be declared lost.
+    DeclareLost {
+        /// The partition.
+        partition: PartitionId,
+        /// What is wanted.
+        declaring: Declaring,
+        /// Answered when the record says so, or at once where nothing is done.
+        reply: oneshot::Sender<Result<Declared, Failure>>,
     },
     /// Give everything up in order; answered when nothing is owned.
     ResignAll(oneshot::Sender<()>),

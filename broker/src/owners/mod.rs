@@ -33,4 +33,4 @@ mod topics;
 mod traces;
 
 pub use driver::{Driver, Settings};
-pub use message::{Command, Forced, Outbox, Summary, Taking};
+pub use message::{Command, Declared, Forced, Outbox, Summary, Taking};

@@ -12,7 +12,7 @@ use std::collections::{HashMap, VecDeque};
 
 use forebay_meta::model::{Run, Segment};
 use forebay_proto::data::replica::{NodeFailure, ToNode, UploadRequest, Uploaded};
-use forebay_record::{Generation, NodeId, PartitionId, SessionId};
+use forebay_record::{Generation, NodeId, Offset, PartitionId, SessionId};
 
 use super::calls::Call;
 use super::driver::Driver;
@@ -30,6 +30,8 @@ const UPLOAD_TIMEOUT_MS: u64 = 600_000;
 struct Copy {
     partition: PartitionId,
     segment: Segment,
+    /// What of it.
+    piece: (Offset, Offset),
     /// Replicas not asked yet.
     replicas: VecDeque<(NodeId, Generation)>,
     /// The object of the attempt under way.
@@ -87,8 +89,14 @@ impl Offloads {
 }
 
 impl Driver {
-    /// A sealed segment is to be copied.
-    pub(super) fn on_offload(&mut self, partition: PartitionId, segment: Segment, urged: bool) {
+    /// A piece of a sealed segment is to be copied.
+    pub(super) fn on_offload(
+        &mut self,
+        partition: PartitionId,
+        segment: Segment,
+        piece: (Offset, Offset),
+        urged: bool,
+    ) {
         self.offloads.turn = self.offloads.turn.wrapping_add(1);
         let mut replicas: VecDeque<_> = segment.replicas.iter().copied().collect();
         let turn = self.offloads.turn % replicas.len().max(1);
@@ -96,6 +104,7 @@ impl Driver {
         let copy = Copy {
             partition,
             segment,
+            piece,
             replicas,
             object: String::new(),
         };
@@ -143,11 +152,11 @@ impl Driver {
         copy.object = self.offloads.names.data(revision);
         self.offloads.next += 1;
         let key = self.offloads.next;
-        let until = copy.segment.end.unwrap_or(copy.segment.base);
+        let (base, until) = copy.piece;
         let upload = UploadRequest {
             segment: copy.segment.id,
             generation,
-            base: copy.segment.base,
+            base,
             until,
             topic,
             session: self.settings.records.session,
@@ -181,6 +190,10 @@ impl Driver {
             (Err(failure), _) => {
                 tracing::debug!(%node, segment = %copy.segment.id, ?failure, "a segment was not copied");
                 if let Some(copy) = self.offloads.running.remove(&key) {
+                    if failure == NodeFailure::Corrupt {
+                        let segment = copy.segment.id;
+                        self.with_owner(copy.partition, |owner, ctx| owner.on_damaged(segment, node, ctx));
+                    }
                     self.copy_from_next(copy);
                 }
             }
@@ -200,8 +213,8 @@ impl Driver {
             }
         };
         let run = Run {
-            base: copy.segment.base,
-            end: copy.segment.end.unwrap_or(copy.segment.base),
+            base: copy.piece.0,
+            end: copy.piece.1,
             object: copy.object,
             position: uploaded.position,
             len: uploaded.len,

@@ -244,15 +244,19 @@ fn plan_gaps(record: &Partition, from: Offset) -> Vec<(Offset, Offset)> {
 }
 
 /// Segments that hold visible records at or after an offset. The bound of the open one is its
-/// owner's statement about this segment, and about no other (I13).
+/// owner's statement about this segment, and about no other (I13). A segment of which something was
+/// declared lost is told in pieces.
 fn plan_segments(record: &Partition, from: Offset, visible: Offset) -> Vec<PlanSegment> {
-    record
-        .chain
-        .iter()
-        .map(|segment| PlanSegment {
+    let pieces = record.chain.iter().flat_map(|segment| {
+        let until = shown(segment.end, visible);
+        let pieces = record.pieces(segment.base, until);
+        pieces.into_iter().map(move |piece| (segment, piece))
+    });
+    pieces
+        .map(|(segment, (base, until))| PlanSegment {
             segment: segment.id,
-            base: segment.base,
-            until: shown(segment.end, visible),
+            base,
+            until,
             sealed: segment.end.is_some(),
             replicas: segment.replicas.clone(),
         })

@@ -167,6 +167,17 @@ impl Driver {
                     self.on_surveyed(node, segments, found);
                 }
             }
+            FromNode::Missing { request, result } => {
+                if let Some(Sent {
+                    call: Call::Missing(partition, segment),
+                    ..
+                }) = self.calls.end(request)
+                {
+                    self.with_owner(partition, |owner, ctx| {
+                        owner.on_missing(node, segment, result, ctx)
+                    });
+                }
+            }
             FromNode::Copied { request, result } => {
                 if let Some(Sent {
                     call: Call::Copy(key),
@@ -238,6 +249,11 @@ impl Driver {
             Call::Survey(_) => {}
             // As above, by this task's own.
             Call::Standing(_) => {}
+            Call::Missing(partition, segment) => {
+                self.with_owner(partition, |owner, ctx| {
+                    owner.on_missing(node, segment, Err(NodeFailure::Failed), ctx)
+                });
+            }
             Call::Sealed(key) => self.on_sealed(key, node, Err(NodeFailure::Failed)),
             Call::Copy(key) => self.on_copied(key, node, Err(NodeFailure::Failed)),
         }

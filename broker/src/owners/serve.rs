@@ -162,9 +162,11 @@ impl Driver {
             ));
         }
         if owner.high_watermark().is_none() {
+            let recovering = owner.recovering(&self.views);
+            let waits = recovering.map_or_else(String::new, |one| format!(", waits for {}", one.waits_for));
             return Err(Failure::new(
                 ErrorCode::Unavailable,
-                format!("{id} is being taken over by {me}"),
+                format!("{id} is being taken over by {me}{waits}"),
             ));
         }
         Ok(owner)

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use forebay_meta::model::{ManifestRef, Partition, Segment};
 use forebay_proto::data::front::Acks;
-use forebay_proto::data::replica::{FenceItem, FramesRequest, HeadersRequest};
+use forebay_proto::data::replica::{FenceItem, FramesRequest, HeadersRequest, MissingRequest};
 use forebay_proto::error::Failure;
 use forebay_record::frame::Frame;
 use forebay_record::{Epoch, Generation, NodeId, Offset, SegmentId};
@@ -114,10 +114,12 @@ pub enum Action {
     },
     /// Read the state at the end of the offloaded past, whose newest object has it.
     ReadState,
-    /// Copy a sealed segment into the object store, and verify the copy.
+    /// Copy a piece of a sealed segment into the object store, and verify the copy.
     Offload {
         /// The segment.
         segment: Box<Segment>,
+        /// From where to where; all of it, where nothing of it was declared lost.
+        piece: (Offset, Offset),
         /// A storage node runs short of space because of it.
         urged: bool,
     },
@@ -129,6 +131,13 @@ pub enum Action {
         segment: SegmentId,
         /// Of the replica, as recorded.
         generation: Generation,
+    },
+    /// Ask which bytes of a segment cannot be read.
+    FindMissing {
+        /// Whom.
+        node: NodeId,
+        /// Of which segment.
+        request: MissingRequest,
     },
     /// Copy a sealed segment from one storage node to another.
     Repair(Box<Repair>),

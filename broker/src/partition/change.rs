@@ -155,6 +155,7 @@ impl Owner {
         self.on_resign_progress(ctx);
         self.tend_past(ctx);
         self.tend_repairs(ctx);
+        self.tend_losses(ctx);
     }
 
     fn on_resign_progress(&mut self, ctx: &mut Context<'_>) {

@@ -114,6 +114,7 @@ impl Owner {
     pub fn on_connected(&mut self, node: NodeId, generation: Generation, ctx: &mut Context<'_>) {
         self.avoid.remove(&node);
         self.survey_again(node, ctx.now_ms);
+        self.losses.forget(node);
         let writers = self
             .linked
             .iter_mut()

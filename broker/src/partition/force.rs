@@ -14,11 +14,13 @@ use std::collections::BTreeMap;
 use forebay_meta::model::{Partition, Refused, Sealed, Segment};
 use forebay_meta::restore::OFFSETS_SKIPPED;
 use forebay_proto::data::replica::FencedState;
+use forebay_record::frame::ChainHash;
 use forebay_record::{Generation, NodeId, Offset, SegmentId};
 
 use super::action::{Context, Nodes};
+use super::loss::{Ranges, common, shown};
 use super::owner::{Owner, Phase};
-use super::takeover::{Fencing, Recovery};
+use super::takeover::{Fencing, Loading, PATIENT_PAUSES, Recovery};
 
 /// A takeover is young until silent nodes were asked so often, half a second apart.
 const YOUNG_ASKED: u32 = 10;
@@ -63,6 +65,19 @@ pub struct Awaited {
     pub evidence: Evidence,
     /// First offset that it does not have, none where it did not answer.
     pub tail: Option<Offset>,
+    /// What it said when it was closed, none where it did not answer.
+    pub said: Option<Said>,
+}
+
+/// What a replica of a segment said when it was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// Frames that it has.
+    pub frames: u32,
+    /// Hash over all of them.
+    pub hash: ChainHash,
+    /// Highest committed offset that it was told.
+    pub committed: Offset,
 }
 
 /// How an open segment ends that lost its quorum.
@@ -78,6 +93,12 @@ pub struct ForcedEnd {
     pub end: Offset,
     /// Where the log goes on.
     pub next: Offset,
+    /// What lies below the end and nobody can read.
+    pub lost: Ranges,
+    /// The replica whose history is taken for the right one, where they contradict each other.
+    pub trusted: Option<NodeId>,
+    /// The segment stays as it is: only what is known of producers is given up.
+    pub state_only: bool,
     /// Its replicas.
     pub replicas: Vec<Awaited>,
     /// Why the takeover might still end by itself.
@@ -92,18 +113,42 @@ impl ForcedEnd {
     pub(super) fn apply(&self, record: &Partition, sealed: Sealed, op: u64) -> Result<Partition, Refused> {
         let lost = self.replicas.iter().filter(|one| one.tail.is_none());
         let lost: Vec<_> = lost.map(|one| one.node.to_string()).collect();
-        let without = if lost.is_empty() {
-            "the only copies are damaged".to_owned()
-        } else {
-            format!("without storage nodes {}", lost.join(", "))
+        let without = match self.trusted {
+            Some(trusted) => format!("as {trusted} has it, against what others have"),
+            None if lost.is_empty() => "the only copies are damaged".to_owned(),
+            None => format!("without storage nodes {}", lost.join(", ")),
         };
         let reason = format!("{} sealed by force at {}, {without}", self.segment, sealed.at_ms);
-        record.force_seal(self.end, self.next, sealed, &reason, op)
+        let mut forced = record.force_seal(self.end, self.next, sealed, &reason, op)?;
+        if let Some(trusted) = self.trusted {
+            forced.disown(self.segment, |node| !self.is_like(trusted, node));
+        }
+        if !self.lost.is_empty() && self.end > self.base {
+            forced = forced.declare_lost(self.segment, &self.lost, &reason, op)?;
+        }
+        Ok(forced)
+    }
+
+    /// Whether a node's copy may be used: all may, but those that contradict the trusted one.
+    pub(super) fn counts(&self, node: NodeId) -> bool {
+        self.trusted.is_none_or(|trusted| self.is_like(trusted, node))
+    }
+
+    /// Whether a node is known to have the same frames as another.
+    fn is_like(&self, trusted: NodeId, node: NodeId) -> bool {
+        let said = |of: NodeId| {
+            let found = self.replicas.iter().find(|one| one.node == of);
+            found
+                .and_then(|one| one.said)
+                .map(|said| (said.frames, said.hash))
+        };
+        node == trusted || said(node).is_some_and(|its| Some(its) == said(trusted))
     }
 
     /// Whether the same was meant: the same segment, the same end, the same offset to go on at.
     fn is_meant_by(&self, other: &Self) -> bool {
         (self.segment, self.end, self.next) == (other.segment, other.end, other.next)
+            && (&self.lost, self.trusted, self.state_only) == (&other.lost, other.trusted, other.state_only)
     }
 }
 
@@ -114,6 +159,8 @@ pub struct Forcing {
     pub next: Option<Offset>,
     /// Also where the takeover might still end by itself.
     pub force: bool,
+    /// The replica whose history is to be taken for the right one.
+    pub trust: Option<NodeId>,
     /// What was found before and is meant; none to be told only.
     pub expected: Option<ForcedEnd>,
 }
@@ -140,8 +187,16 @@ pub enum ForceRefused {
         least: Offset,
     },
     /// The replicas that answered disagree.
-    #[error("{0} and {1} have different histories of {2}: nobody can say which one is right")]
+    #[error(
+        "{0} and {1} have different histories of {2}: nobody can say which one is right; trust names one"
+    )]
     Contradiction(NodeId, NodeId, SegmentId),
+    /// As above, and it is not known who is right where two of them differ.
+    #[error("replicas of {0} contradict each other: {1}; trust names the one that is right")]
+    Disputed(SegmentId, String),
+    /// It cannot be trusted.
+    #[error("{0} cannot be trusted with {1}: {2}")]
+    Trust(NodeId, SegmentId, &'static str),
     /// Something happened since it was looked at.
     #[error(
         "{segment} would end at {end} and the log go on at {next}, not at {expected_end} and {expected_next} as before: look again"
@@ -226,7 +281,14 @@ impl Owner {
                 "LINKING",
                 "the storage nodes of the next segment, or the metadata store".to_owned(),
             ),
-            Recovery::Halted(contradiction) => ("HALTED", format!("an operator: {contradiction}")),
+            Recovery::Halted(halted) => {
+                let awaited = evidence(&halted.segment, &halted.replies, nodes);
+                return Some(Recovering {
+                    step: "HALTED",
+                    waits_for: format!("an operator: {}", halted.contradiction),
+                    nodes: awaited,
+                });
+            }
         };
         awaited.retain(|one| one.evidence != Evidence::Answered);
         Some(Recovering {
@@ -239,12 +301,24 @@ impl Owner {
     /// What ending the open segment by force would do now.
     ///
     /// # Errors
-    /// Where it is not lost replicas that the partition waits for, or `next` is too low.
-    pub fn plan_force_seal(&self, next: Option<Offset>, nodes: &Nodes) -> Result<ForcedEnd, ForceRefused> {
+    /// Where it is no replica that the partition waits for, `next` is too low, or replicas contradict
+    /// each other and `trust` does not say which one is right.
+    pub fn plan_force_seal(
+        &self,
+        next: Option<Offset>,
+        trust: Option<NodeId>,
+        nodes: &Nodes,
+    ) -> Result<ForcedEnd, ForceRefused> {
         let partition = self.record.id;
         let not_waiting = |what: String| Err(ForceRefused::NotWaiting(partition, what));
+        let mut dispute = None;
         let (segment, replies, read_to, damaged) = match &self.phase {
             Phase::Recovering(Recovery::Fencing(fencing)) => (&fencing.segment, &fencing.replies, None, None),
+            Phase::Recovering(Recovery::Halted(halted)) => {
+                dispute = halted.disputed.then(|| halted.contradiction.clone());
+                (&halted.segment, &halted.replies, None, None)
+            }
+            Phase::Recovering(Recovery::Loading(loading)) => return self.plan_stateless(loading),
             Phase::Recovering(Recovery::Carrying(carrying)) => (
                 &carrying.segment,
                 &carrying.replies,
@@ -262,9 +336,24 @@ impl Owner {
             Phase::Resigning | Phase::Released => return not_waiting("it goes to another broker".to_owned()),
         };
         let replicas = evidence(segment, replies, nodes);
-        agree(segment, &replicas, replies)?;
+        let agreed = match dispute {
+            Some(contradiction) => Err(ForceRefused::Disputed(segment.id, contradiction)),
+            None => agree(segment, &replicas, replies),
+        };
+        let refuse = |node, why| Err(ForceRefused::Trust(node, segment.id, why));
+        match (trust, agreed) {
+            (None, agreed) => agreed?,
+            (Some(node), Ok(())) => return refuse(node, "nobody who answered contradicts it"),
+            (Some(node), Err(_)) => {
+                if !replicas.iter().any(|one| one.node == node && one.said.is_some()) {
+                    return refuse(node, "it is no replica that answered");
+                }
+            }
+        }
+        let is_kept = |one: &&Awaited| trust.is_none_or(|trusted| one.node == trusted);
         let held = |one: &Awaited| {
-            let tail = one.tail?;
+            let missing = self.losses.of(segment.id, one.node, one.generation);
+            let tail = missing.map(|missing| missing.tail).max(one.tail)?;
             // Behind what was read it is damaged there.
             let damaged = damaged.is_some_and(|damaged| damaged.contains(&one.node));
             Some(
@@ -275,6 +364,7 @@ impl Owner {
         };
         let end = replicas
             .iter()
+            .filter(is_kept)
             .filter_map(held)
             .max()
             .unwrap_or(segment.base)
@@ -282,6 +372,18 @@ impl Owner {
         let told = replies.values().map(|state| state.committed).max();
         let committed = told.unwrap_or(segment.base).max(segment.base);
         let tails = replies.values().map(|state| state.tail).max().unwrap_or(end);
+        let mut lost = vec![(segment.base, end)];
+        for one in replicas.iter().filter(is_kept) {
+            let Some(tail) = held(one) else { continue };
+            let missing = self.losses.of(segment.id, one.node, one.generation);
+            let mut ranges = missing.map_or_else(Vec::new, |missing| missing.ranges.clone());
+            ranges.retain(|(base, _)| *base < tail);
+            if tail < end {
+                ranges.push((tail, end));
+            }
+            lost = common(&lost, &ranges);
+        }
+        lost.retain(|(base, until)| base < until);
         let least = Offset(end.max(committed).max(tails).0.saturating_add(1));
         let next = next.unwrap_or(Offset(least.0.saturating_add(OFFSETS_SKIPPED - 1)));
         if next < least {
@@ -297,13 +399,50 @@ impl Owner {
             committed,
             end,
             next,
-            still_possible: self.still_possible(&replicas, nodes),
+            lost,
+            trusted: trust,
+            state_only: false,
+            still_possible: self.still_possible(segment, &replicas, nodes),
             replicas,
         })
     }
 
+    /// A takeover that waits for the producers' state can go on without it.
+    fn plan_stateless(&self, loading: &Loading) -> Result<ForcedEnd, ForceRefused> {
+        let candidates = loading.candidates.iter();
+        let newest = self.record.chain.last().map(|one| (one.id, one.base));
+        let (segment, base) = newest.unwrap_or((
+            SegmentId {
+                partition: self.record.id,
+                epoch: self.record.epoch,
+                seq: 0,
+            },
+            self.record.sealed_end(),
+        ));
+        let replicas = candidates.map(|(_, node, request)| Awaited {
+            node: *node,
+            generation: request.generation,
+            evidence: Evidence::Silent,
+            tail: None,
+            said: None,
+        });
+        let young = loading.pauses < YOUNG_ASKED;
+        Ok(ForcedEnd {
+            segment,
+            base,
+            committed: loading.end,
+            end: loading.end,
+            next: self.record.after_gap(loading.end),
+            lost: Vec::new(),
+            trusted: None,
+            state_only: true,
+            replicas: replicas.collect(),
+            still_possible: young.then(|| "it began only seconds ago".to_owned()),
+        })
+    }
+
     /// Why the takeover might still end without loss.
-    fn still_possible(&self, replicas: &[Awaited], nodes: &Nodes) -> Option<String> {
+    fn still_possible(&self, segment: &Segment, replicas: &[Awaited], nodes: &Nodes) -> Option<String> {
         let names = |them: Vec<NodeId>| {
             them.iter()
                 .map(ToString::to_string)
@@ -317,6 +456,14 @@ impl Owner {
             .collect();
         if !silent.is_empty() {
             return Some(format!("{} is connected and has not answered yet", names(silent)));
+        }
+        let unread = replicas.iter().find(|one| {
+            let known = self.losses.of(segment.id, one.node, one.generation).is_some();
+            let connected = nodes.get(&one.node).is_some_and(|view| view.connected);
+            one.evidence == Evidence::Damaged && connected && !known
+        });
+        if let (Some(one), Phase::Recovering(Recovery::Fencing(_))) = (unread, &self.phase) {
+            return Some(format!("{} is reading what it has", one.node));
         }
         match &self.phase {
             Phase::Recovering(Recovery::Fencing(fencing)) if fencing.asked < YOUNG_ASKED => {
@@ -346,7 +493,7 @@ impl Owner {
         forcing: &Forcing,
         ctx: &mut Context<'_>,
     ) -> Result<ForcedEnd, ForceRefused> {
-        let planned = self.plan_force_seal(forcing.next, ctx.nodes)?;
+        let planned = self.plan_force_seal(forcing.next, forcing.trust, ctx.nodes)?;
         let Some(expected) = &forcing.expected else {
             return Ok(planned);
         };
@@ -363,6 +510,16 @@ impl Owner {
             });
         }
         let (segment, replies) = match &mut self.phase {
+            Phase::Recovering(Recovery::Loading(loading)) => {
+                tracing::error!(partition = %self.record.id,
+                    "an operator lets a takeover go on without the producers' state");
+                loading.pauses = PATIENT_PAUSES;
+                self.stateless = true;
+                return Ok(planned);
+            }
+            Phase::Recovering(Recovery::Halted(one)) => {
+                (one.segment.clone(), std::mem::take(&mut one.replies))
+            }
             Phase::Recovering(Recovery::Fencing(one)) => {
                 (one.segment.clone(), std::mem::take(&mut one.replies))
             }
@@ -377,7 +534,8 @@ impl Owner {
             }
         };
         tracing::error!(partition = %self.record.id, segment = %planned.segment, end = %planned.end,
-            next = %planned.next, committed = %planned.committed, "an operator ends a segment by force: what followed is lost");
+            next = %planned.next, committed = %planned.committed, lost = %shown(&planned.lost),
+            trusted = ?planned.trusted, "an operator ends a segment by force: what followed is lost");
         self.forced = Some(planned.clone());
         let candidates = self.state_candidates(&segment, &replies, planned.end);
         self.load(candidates, planned.end, planned.end, Vec::new(), ctx);
@@ -403,6 +561,11 @@ fn evidence(segment: &Segment, replies: &BTreeMap<NodeId, FencedState>, nodes: &
             generation: *generation,
             evidence,
             tail: reply.map(|reply| reply.tail.max(segment.base)),
+            said: reply.map(|reply| Said {
+                frames: reply.frames,
+                hash: reply.hash,
+                committed: reply.committed,
+            }),
         }
     };
     segment.replicas.iter().map(of).collect()

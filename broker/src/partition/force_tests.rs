@@ -9,8 +9,8 @@
 
 use forebay_meta::model::{Partition, Segment};
 use forebay_meta::restore::OFFSETS_SKIPPED;
-use forebay_proto::data::replica::{FencedState, NodeFailure};
-use forebay_record::frame::ChainHash;
+use forebay_proto::data::replica::{FencedState, Missing, NodeFailure};
+use forebay_record::frame::{ChainHash, Frame, FrameKind, FrameSpec};
 use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
 use uuid::Uuid;
 
@@ -106,25 +106,44 @@ impl Case {
     }
 
     fn fenced(&mut self, node: u32, authoritative: bool, committed: u64, tail: u64) {
+        self.fenced_as(node, authoritative, committed, tail, ChainHash::seed(SEGMENT));
+    }
+
+    fn fenced_as(&mut self, node: u32, authoritative: bool, committed: u64, tail: u64, hash: ChainHash) {
         let state = FencedState {
             segment: SEGMENT,
             authoritative,
             tail: Offset(tail),
             committed: Offset(committed),
             frames: u32::try_from(tail - 99).unwrap(),
-            hash: ChainHash::seed(SEGMENT),
+            hash,
         };
         self.act(|owner, ctx| owner.on_fenced(NodeId(node), state, ctx));
     }
 
+    /// What a node was asked to look for, and what it finds.
+    fn misses(&mut self, node: u32, tail: u64, ranges: &[(u64, u64)]) {
+        let asked = self
+            .out
+            .iter()
+            .any(|action| matches!(action, Action::FindMissing { node: of, .. } if *of == NodeId(node)));
+        assert!(asked, "n{node} is not asked");
+        let missing = Missing {
+            tail: Offset(tail),
+            ranges: ranges.iter().map(|(a, b)| (Offset(*a), Offset(*b))).collect(),
+        };
+        self.act(|owner, ctx| owner.on_missing(NodeId(node), SEGMENT, Ok(missing), ctx));
+    }
+
     fn plan(&self) -> Result<ForcedEnd, ForceRefused> {
-        self.owner.plan_force_seal(None, &self.nodes)
+        self.owner.plan_force_seal(None, None, &self.nodes)
     }
 
     fn force(&mut self, expected: &ForcedEnd, force: bool) -> Result<ForcedEnd, ForceRefused> {
         let forcing = Forcing {
             next: Some(expected.next),
             force,
+            trust: expected.trusted,
             expected: Some(expected.clone()),
         };
         self.act(|owner, ctx| owner.on_force_seal(&forcing, ctx))
@@ -254,8 +273,129 @@ fn what_a_damaged_replica_has_in_one_piece_is_kept() {
     case.pass(20);
     let planned = case.plan().unwrap();
     assert_eq!(planned.replicas[0].evidence, Evidence::Damaged);
+    assert!(matches!(
+        case.force(&planned, false),
+        Err(ForceRefused::StillPossible(..))
+    ));
+    case.misses(1, 105, &[]);
+    let planned = case.plan().unwrap();
     case.force(&planned, false).unwrap();
     assert_eq!(case.store().chain[0].end, Some(Offset(105)));
+}
+
+#[test]
+fn what_lies_behind_a_hole_is_kept_and_only_the_hole_and_what_may_have_followed_are_lost() {
+    let mut case = Case::new();
+    case.away(2);
+    case.away(3);
+    case.fenced(1, false, 120, 105);
+    case.pass(20);
+    case.misses(1, 120, &[(105, 110)]);
+    let planned = case.plan().unwrap();
+    assert_eq!(planned.end, Offset(120));
+    assert_eq!(planned.lost, [(Offset(105), Offset(110))]);
+    case.force(&planned, false).unwrap();
+    let record = case.store();
+    assert_eq!(record.chain[0].end, Some(Offset(120)));
+    let pieces = record.pieces(Offset(100), Offset(120));
+    assert_eq!(pieces, [(Offset(100), Offset(105)), (Offset(110), Offset(120))]);
+    assert_eq!(record.after_gap(Offset(120)), planned.next);
+    assert_eq!(Partition::decode(&record.encode()).unwrap(), record);
+}
+
+#[test]
+fn of_replicas_that_contradict_each_other_the_operator_trusts_one() {
+    let mut case = Case::new();
+    case.away(3);
+    case.fenced_as(1, true, 104, 106, ChainHash(1));
+    case.fenced_as(2, true, 104, 106, ChainHash(2));
+    let frame = |prev_hash| {
+        let spec = FrameSpec {
+            segment: SEGMENT,
+            token: Token(5),
+            number: 6,
+            kind: FrameKind::Data,
+            batches: 1,
+            first: Offset(104),
+            end: Offset(106),
+            committed: Offset(104),
+            prev_hash,
+        };
+        Frame::new(spec, vec![bytes::Bytes::from_static(b"batch")]).unwrap()
+    };
+    let frames = vec![frame(ChainHash(3))];
+    let source = case.out.iter().rev().find_map(|action| match action {
+        Action::ReadFrames { node, .. } => Some(*node),
+        _ => None,
+    });
+    case.act(|owner, ctx| owner.on_frames(source.unwrap(), SEGMENT, Ok(frames), ctx));
+    case.pass(20);
+    let told = case.owner.recovering(&case.nodes).unwrap();
+    assert_eq!((told.step, told.nodes.len()), ("HALTED", 3), "{told:?}");
+    assert_eq!(told.nodes[0].said.unwrap().hash, ChainHash(1));
+    assert_eq!(told.nodes[1].said.unwrap().hash, ChainHash(2));
+    assert!(matches!(case.plan(), Err(ForceRefused::Disputed(..))));
+    let with = |case: &Case, node| case.owner.plan_force_seal(None, Some(NodeId(node)), &case.nodes);
+    assert!(matches!(with(&case, 3), Err(ForceRefused::Trust(..))));
+    assert!(matches!(with(&case, 9), Err(ForceRefused::Trust(..))));
+    let planned = with(&case, 2).unwrap();
+    assert_eq!((planned.end, planned.trusted), (Offset(106), Some(NodeId(2))));
+    case.force(&planned, false).unwrap();
+    let record = case.store();
+    let generations: Vec<_> = record.chain[0].replicas.iter().map(|(_, of)| of.0).collect();
+    assert_eq!(generations, [0, 1, 0], "only the trusted copy counts");
+    assert!(
+        record.gaps[0].reason.contains("as n2 has it"),
+        "{:?}",
+        record.gaps
+    );
+}
+
+#[test]
+fn nobody_is_trusted_where_nobody_contradicts() {
+    let case = Case::waiting();
+    let refused = case.owner.plan_force_seal(None, Some(NodeId(1)), &case.nodes);
+    assert!(matches!(refused, Err(ForceRefused::Trust(..))), "{refused:?}");
+}
+
+#[test]
+fn a_commit_that_nobody_has_any_more_is_declared_lost() {
+    let mut case = Case::new();
+    case.away(3);
+    case.fenced(1, true, 108, 104);
+    case.fenced(2, true, 104, 104);
+    assert_eq!(case.owner.recovering(&case.nodes).unwrap().step, "HALTED");
+    let planned = case.plan().unwrap();
+    assert_eq!(
+        (planned.end, planned.committed, planned.next),
+        (Offset(104), Offset(108), Offset(108 + OFFSETS_SKIPPED))
+    );
+    case.force(&planned, false).unwrap();
+    assert_eq!(case.store().chain[0].end, Some(Offset(104)));
+}
+
+#[test]
+fn a_takeover_that_waits_for_the_producers_state_goes_on_without_it_and_loses_no_record() {
+    let mut case = Case::new();
+    case.fenced(1, true, 106, 106);
+    case.fenced(2, true, 106, 106);
+    assert_eq!(case.owner.recovering(&case.nodes).unwrap().step, "LOADING");
+    let early = case.plan().unwrap();
+    assert!(early.state_only && early.still_possible.is_some());
+    assert!(matches!(
+        case.force(&early, false),
+        Err(ForceRefused::StillPossible(..))
+    ));
+    case.pass(20);
+    let planned = case.plan().unwrap();
+    assert_eq!((planned.end, planned.still_possible.clone()), (Offset(106), None));
+    case.force(&planned, false).unwrap();
+    let record = case.store();
+    assert!(record.gaps.is_empty());
+    assert_eq!(
+        (record.chain[0].end, case.owner.tail()),
+        (Some(Offset(106)), Offset(106))
+    );
 }
 
 #[test]
@@ -277,14 +417,14 @@ fn an_answer_that_comes_in_between_is_not_given_up() {
     case.fenced(2, true, 106, 106);
     assert!(matches!(
         case.force(&planned, true),
-        Err(ForceRefused::NotWaiting(..))
+        Err(ForceRefused::Changed { .. })
     ));
 }
 
 #[test]
 fn an_offset_that_may_have_been_seen_is_refused_to_go_on_at() {
     let case = Case::waiting();
-    let low = case.owner.plan_force_seal(Some(Offset(106)), &case.nodes);
+    let low = case.owner.plan_force_seal(Some(Offset(106)), None, &case.nodes);
     assert!(
         matches!(
             low,
@@ -297,7 +437,7 @@ fn an_offset_that_may_have_been_seen_is_refused_to_go_on_at() {
     );
     let given = case
         .owner
-        .plan_force_seal(Some(Offset(5_000)), &case.nodes)
+        .plan_force_seal(Some(Offset(5_000)), None, &case.nodes)
         .unwrap();
     assert_eq!((given.end, given.next), (Offset(106), Offset(5_000)));
 }

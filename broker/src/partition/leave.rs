@@ -39,6 +39,7 @@ impl Owner {
         self.finish_resigning(ctx);
         self.tend_past(ctx);
         self.tend_repairs(ctx);
+        self.tend_losses(ctx);
     }
 
     /// Answers those whose time is up. What may have been staged is of unknown outcome.

@@ -3,7 +3,7 @@
 //! A produce passes [`append`] (duplicates, offset, frame) and [`writer`] (replicas), and comes back as
 //! acknowledgements that [`commit`] turns into a committed offset and answers. [`takeover`] is how an
 //! ownership begins, [`force`] how one begins that would wait for ever, [`change`] how a segment ends, [`past`] what becomes of it then, [`repair`] how
-//! it keeps its copies, [`leave`] how an ownership ends; [`owner`] is what
+//! it keeps its copies, [`loss`] what is told where it has none, [`leave`] how an ownership ends; [`owner`] is what
 //! they all work on. All of it is a state machine: calls in, actions
 //! out, no I/O, no clock.
 
@@ -15,6 +15,9 @@ mod force;
 #[cfg(test)]
 mod force_tests;
 mod leave;
+mod loss;
+#[cfg(test)]
+mod loss_tests;
 mod owner;
 mod past;
 mod placement;
@@ -30,7 +33,8 @@ mod writer;
 pub use action::{
     Action, Context, Folded, NodeView, Nodes, Produce, Repair, Retention, Stored, Ticket, Urgency,
 };
-pub use force::{Awaited, Evidence, ForceRefused, ForcedEnd, Forcing, Recovering};
+pub use force::{Awaited, Evidence, ForceRefused, ForcedEnd, Forcing, Recovering, Said};
+pub use loss::{DeclareRefused, Declaring, Lost, LostSegment};
 pub use owner::{Config, Health, Owner};
 pub use repair::Endangered;
 pub use tail::{Found, Tail};

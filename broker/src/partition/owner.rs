@@ -18,6 +18,7 @@ use forebay_record::{BrokerId, Epoch, NodeId, Offset, SegmentId, SessionId};
 
 use super::action::{Context, Nodes, Produce, Ticket};
 use super::force::ForcedEnd;
+use super::loss::Losses;
 use super::past::Past;
 use super::repair::Repairs;
 use super::tail::Tail;
@@ -210,6 +211,9 @@ pub struct Owner {
     pub(super) echoes: Vec<Echo>,
     pub(super) past: Past,
     pub(super) repairs: Repairs,
+    pub(super) losses: Losses,
+    /// An operator said that the takeover goes on without the producers' state.
+    pub(super) stateless: bool,
     /// How an operator said that the segment being taken over ends.
     pub(super) forced: Option<ForcedEnd>,
     /// The open segment, while a replica of it is away, and since when.
@@ -256,6 +260,8 @@ impl Owner {
             echoes: Vec::new(),
             past: Past::default(),
             repairs: Repairs::default(),
+            losses: Losses::default(),
+            stateless: false,
             forced: None,
             open_away: None,
             announce_at_ms: None,

@@ -11,6 +11,8 @@
 //! All of it can be repeated: a copy or a manifest whose change is lost is an object that nothing
 //! names, and is collected as garbage. Nothing here delays or fails a write.
 
+use std::collections::VecDeque;
+
 use forebay_meta::model::{ManifestRef, Partition, RECENT_MAX, Refused, Run, Segment};
 use forebay_record::{Offset, SegmentId};
 
@@ -29,9 +31,9 @@ const PAUSE_MS: (u64, u64) = (1_000, 60_000);
 #[derive(Debug, Default)]
 pub(super) struct Past {
     /// Being copied and verified.
-    offloading: Option<SegmentId>,
+    offloading: Option<Offloading>,
     /// Copied and verified, to be stored.
-    copied: Option<(SegmentId, Run)>,
+    copied: Option<(SegmentId, Vec<Run>)>,
     /// A manifest is being written.
     folding: bool,
     /// Written and read back, to be stored.
@@ -45,6 +47,15 @@ pub(super) struct Past {
     next_fold_ms: u64,
     next_retention_ms: u64,
     urged: bool,
+}
+
+/// A segment that is being copied, piece by piece: what was declared lost of it lies between.
+#[derive(Debug)]
+struct Offloading {
+    segment: Box<Segment>,
+    /// Pieces that are not asked for yet.
+    left: VecDeque<(Offset, Offset)>,
+    runs: Vec<Run>,
 }
 
 /// What retention must know of a manifest.
@@ -95,8 +106,8 @@ impl Owner {
         if self.storing.is_some() || !matches!(self.phase, Phase::Serving) {
             return;
         }
-        if let Some((segment, run)) = self.past.copied.take() {
-            let changed = self.record.offload(segment, run, ctx.nonce);
+        if let Some((segment, runs)) = self.past.copied.take() {
+            let changed = self.record.offload(segment, &runs, ctx.nonce);
             return self.submit_past(changed, ctx);
         }
         if let Some(folded) = self.past.folded.take() {
@@ -104,7 +115,7 @@ impl Owner {
         }
         self.offload_next(ctx);
         if !self.past.folding && ctx.now_ms >= self.past.next_fold_ms {
-            let full = self.record.recent.len() >= FOLD_AT;
+            let full = self.record.recent.len() >= FOLD_AT || !self.has_room_for_next();
             if full || self.is_retention_due(ctx) {
                 self.past.folding = true;
                 ctx.out.push(Action::Fold(Retention {
@@ -124,7 +135,7 @@ impl Owner {
         let held = !self.config.offload
             || self.past.offloading.is_some()
             || ctx.now_ms < self.past.next_offload_ms
-            || self.record.recent.len() >= RECENT_MAX
+            || !self.has_room_for_next()
             || !ctx.meta_healthy;
         if held {
             return;
@@ -133,24 +144,61 @@ impl Owner {
             self.past.urged = false;
             return;
         };
-        self.past.offloading = Some(segment.id);
-        ctx.out.push(Action::Offload {
+        let left = self
+            .record
+            .pieces(segment.base, segment.end.unwrap_or(segment.base));
+        self.past.offloading = Some(Offloading {
             segment: Box::new(segment.clone()),
+            left: left.into(),
+            runs: Vec::new(),
+        });
+        self.offload_piece(ctx);
+    }
+
+    /// Asks for the next piece of the segment that is being copied; false where it has all.
+    fn offload_piece(&mut self, ctx: &mut Context<'_>) -> bool {
+        let Some(offloading) = &mut self.past.offloading else {
+            return false;
+        };
+        let Some(piece) = offloading.left.pop_front() else {
+            return false;
+        };
+        ctx.out.push(Action::Offload {
+            segment: offloading.segment.clone(),
+            piece,
             urged: self.past.urged,
         });
+        true
+    }
+
+    /// Whether the record can list what the oldest segment becomes.
+    fn has_room_for_next(&self) -> bool {
+        let oldest = self.record.chain.first();
+        let pieces = oldest.and_then(|one| Some(self.record.pieces(one.base, one.end?).len()));
+        self.record.has_room_for(pieces.unwrap_or(0).max(1))
     }
 
     /// A segment was copied and the copy verified, or that failed; the driver has logged why.
     pub fn on_offloaded(&mut self, segment: SegmentId, run: Option<Run>, ctx: &mut Context<'_>) {
-        if self.past.offloading != Some(segment) {
+        let Some(offloading) = self
+            .past
+            .offloading
+            .as_mut()
+            .filter(|one| one.segment.id == segment)
+        else {
+            return;
+        };
+        let copied = run.is_some();
+        offloading.runs.extend(run);
+        if copied && self.offload_piece(ctx) {
             return;
         }
-        self.past.offloading = None;
-        match run {
-            Some(run) => {
+        let runs = self.past.offloading.take().map_or_else(Vec::new, |one| one.runs);
+        match Some(runs).filter(|_| copied) {
+            Some(runs) => {
                 self.past.failures = 0;
                 self.past.failing_since_ms = None;
-                self.past.copied = Some((segment, run));
+                self.past.copied = Some((segment, runs));
             }
             None => {
                 let (first, most) = PAUSE_MS;

@@ -151,6 +151,13 @@ impl Owner {
         };
     }
 
+    /// Whether a connected replica of a sealed segment was found to lack something, or bytes of it may be
+    /// damaged.
+    pub(super) fn is_suspect(&self, segment: SegmentId, node: NodeId) -> bool {
+        let watched = self.repairs.replicas.get(&(segment, node));
+        watched.is_some_and(|one| matches!(one.standing, Standing::Short | Standing::Damaged))
+    }
+
     /// A node came back: what it has is not known any more.
     pub(super) fn survey_again(&mut self, node: NodeId, now_ms: u64) {
         for ((_, of), watched) in &mut self.repairs.replicas {

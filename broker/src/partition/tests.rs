@@ -288,6 +288,8 @@ impl World {
                 Action::Repair(repair) => self.send_out(Errand::Repair(repair)),
                 Action::ForgetCopy { node, segment, by } => self.forget_copy(node, segment, by),
                 Action::Repaired(_) => self.repaired += 1,
+                // Only told to an operator, and there is none here.
+                Action::FindMissing { .. } => {}
             }
         }
     }

@@ -277,7 +277,6 @@ async fn start_storage(
         zone: config.listen.zone.clone(),
         data_address,
         control_address: site.control_address.clone(),
-        limbo_is_fatal: site.cluster.replicas == 1,
     };
     let environment = Environment {
         cluster_id: site.cluster.id.clone(),

@@ -273,6 +273,76 @@ impl Partition {
         self.gaps = merged;
     }
 
+    /// What of `[base, end)` was not declared lost, in order.
+    #[must_use]
+    pub fn pieces(&self, base: Offset, end: Offset) -> Vec<(Offset, Offset)> {
+        let mut pieces = Vec::new();
+        let mut from = base;
+        for gap in self.gaps.iter().filter(|gap| gap.end > base && gap.base < end) {
+            if gap.base > from {
+                pieces.push((from, gap.base));
+            }
+            from = from.max(gap.end);
+        }
+        if from < end {
+            pieces.push((from, end));
+        }
+        pieces
+    }
+
+    /// Declares what no copy of a sealed segment has any more. A segment of which nothing is left
+    /// leaves the chain.
+    ///
+    /// # Errors
+    /// Where the segment is not in the chain or open, or a range is empty or not of the segment.
+    pub fn declare_lost(
+        &self,
+        segment: SegmentId,
+        ranges: &[(Offset, Offset)],
+        reason: &str,
+        op: u64,
+    ) -> Result<Self, Refused> {
+        self.alive()?;
+        let mut next = Self { op, ..self.clone() };
+        let found = next.chain.iter().position(|one| one.id == segment);
+        let sealed = found.and_then(|at| Some((at, next.chain.get(at)?.base, next.chain.get(at)?.end?)));
+        let Some((at, base, end)) = sealed else {
+            return Err(Refused::Open(self.id, "no such sealed segment"));
+        };
+        for (from, until) in ranges.iter().copied() {
+            if from < base || until > end || from >= until {
+                return Err(Refused::End {
+                    segment,
+                    base: from,
+                    end: until,
+                });
+            }
+            next.declare(Gap {
+                base: from,
+                end: until,
+                reason: reason.to_owned(),
+            });
+        }
+        if next.pieces(base, end).is_empty() {
+            next.chain.remove(at);
+        }
+        Ok(next)
+    }
+
+    /// Takes replicas of a sealed segment whose copy is not to be used out of it: under generation 0,
+    /// which no node ever has, they count as lost and are replaced.
+    pub fn disown(&mut self, segment: SegmentId, is_disowned: impl Fn(NodeId) -> bool) {
+        let found = self
+            .chain
+            .iter_mut()
+            .find(|one| one.id == segment && one.end.is_some());
+        for (node, generation) in found.into_iter().flat_map(|one| &mut one.replicas) {
+            if is_disowned(*node) {
+                *generation = Generation(0);
+            }
+        }
+    }
+
     /// Gives up what nobody can say of the open segment, or of the end of the log: the segment ends
     /// at `end`, everything from there to `next` is declared lost, and the log goes on at `next`,
     /// which must lie above every offset that anybody may have seen.
@@ -401,12 +471,13 @@ impl Partition {
     }
 
     /// Moves the oldest segment of the chain into the object store (T5): from here on its replicas
-    /// may forget it. The object must have been verified (I19).
+    /// may forget it. The objects must have been verified (I19). There is one run for each piece of
+    /// the segment that was not declared lost.
     ///
     /// # Errors
-    /// Where the segment is not the oldest, not sealed, or the run is not exactly its range; where
-    /// [`RECENT_MAX`] ranges are listed already.
-    pub fn offload(&self, segment: SegmentId, run: Run, op: u64) -> Result<Self, Refused> {
+    /// Where the segment is not the oldest, not sealed, or the runs are not exactly its pieces; where
+    /// they find no room below [`RECENT_MAX`] ranges.
+    pub fn offload(&self, segment: SegmentId, runs: &[Run], op: u64) -> Result<Self, Refused> {
         self.alive()?;
         let refuse = |what, found, expected| {
             Err(Refused::Past {
@@ -422,13 +493,19 @@ impl Partition {
         let Some(end) = oldest.end else {
             return Err(Refused::Open(self.id, "that segment open"));
         };
-        if run.base != oldest.base {
-            return refuse("base of the run", run.base.0, oldest.base.0);
+        let pieces = self.pieces(oldest.base, end);
+        if runs.len() != pieces.len() {
+            return refuse("number of runs", runs.len() as u64, pieces.len() as u64);
         }
-        if run.end != end {
-            return refuse("end of the run", run.end.0, end.0);
+        for (run, (base, end)) in runs.iter().zip(pieces) {
+            if run.base != base {
+                return refuse("base of the run", run.base.0, base.0);
+            }
+            if run.end != end {
+                return refuse("end of the run", run.end.0, end.0);
+            }
         }
-        if self.recent.len() >= RECENT_MAX {
+        if !self.has_room_for(runs.len()) {
             return refuse(
                 "number of ranges",
                 self.recent.len() as u64,
@@ -437,10 +514,31 @@ impl Partition {
         }
         let mut next = Self { op, ..self.clone() };
         next.chain.remove(0);
-        if run.end > self.log_start {
-            next.recent.push(run);
-        }
+        let kept = runs.iter().filter(|run| run.end > self.log_start);
+        next.recent.extend(kept.cloned());
         Ok(next)
+    }
+
+    /// Whether so many more ranges may be listed. A segment in more pieces than the list is long gets
+    /// an empty list.
+    #[must_use]
+    pub fn has_room_for(&self, runs: usize) -> bool {
+        self.recent.len() + runs <= RECENT_MAX.max(runs)
+    }
+
+    /// The first range of the offloaded past that neither is listed nor was declared lost: the record
+    /// contradicts itself there. The manifest counts as whole.
+    #[must_use]
+    pub fn undeclared(&self) -> Option<(Offset, Offset)> {
+        let start = self.manifest.as_ref().map(|manifest| manifest.end);
+        let mut at = start.or_else(|| self.recent.first().map(|run| run.base))?;
+        for run in &self.recent {
+            if let Some(range) = self.pieces(at, run.base).first() {
+                return Some(*range);
+            }
+            at = run.end;
+        }
+        None
     }
 
     /// Takes a new manifest and a new log start (T6, T7): ranges that the manifest covers leave the
@@ -743,7 +841,7 @@ mod tests {
     fn what_left_the_chain_and_what_can_never_enter_it_is_deletable() {
         let record = rolled_twice();
         let first = record.chain[0].id;
-        let offloaded = record.offload(first, run(0, 7), 5).unwrap();
+        let offloaded = record.offload(first, &[run(0, 7)], 5).unwrap();
         assert!(offloaded.is_deletable(first));
         assert!(!offloaded.is_deletable(record.chain[1].id));
         // A deposed owner's orphan: an older epoch, and a higher sequence than this one's.
@@ -775,11 +873,11 @@ mod tests {
     fn the_offloaded_part_ends_where_the_chain_begins() {
         let record = rolled_twice();
         assert_eq!(record.offloaded_end(), Offset(0));
-        let record = record.offload(id(1, 1), run(0, 7), 5).unwrap();
+        let record = record.offload(id(1, 1), &[run(0, 7)], 5).unwrap();
         assert_eq!(record.offloaded_end(), Offset(7));
         let record = record.seal(Offset(12), sealed(0), None, 6).unwrap();
-        let record = record.offload(id(1, 2), run(7, 9), 7).unwrap();
-        let record = record.offload(id(1, 3), run(9, 12), 8).unwrap();
+        let record = record.offload(id(1, 2), &[run(7, 9)], 7).unwrap();
+        let record = record.offload(id(1, 3), &[run(9, 12)], 8).unwrap();
         assert_eq!((record.chain.len(), record.offloaded_end()), (0, Offset(12)));
     }
 
@@ -821,16 +919,63 @@ mod tests {
         let record = rolled_twice();
         let (first, second, open) = (record.chain[0].id, record.chain[1].id, record.chain[2].id);
         assert!(
-            record.offload(second, run(7, 9), 5).is_err(),
+            record.offload(second, &[run(7, 9)], 5).is_err(),
             "an older one is left"
         );
-        assert!(record.offload(first, run(0, 6), 5).is_err(), "not all of it");
-        assert!(record.offload(first, run(1, 7), 5).is_err(), "not all of it");
-        let record = record.offload(first, run(0, 7), 5).unwrap();
+        assert!(record.offload(first, &[run(0, 6)], 5).is_err(), "not all of it");
+        assert!(record.offload(first, &[run(1, 7)], 5).is_err(), "not all of it");
+        let record = record.offload(first, &[run(0, 7)], 5).unwrap();
         assert_eq!((record.chain.len(), record.recent.len()), (2, 1));
-        let record = record.offload(second, run(7, 9), 6).unwrap();
-        assert!(record.offload(open, run(9, 12), 7).is_err(), "it is open");
+        let record = record.offload(second, &[run(7, 9)], 6).unwrap();
+        assert!(record.offload(open, &[run(9, 12)], 7).is_err(), "it is open");
         assert_eq!(record.sealed_end(), Offset(9));
+    }
+
+    #[test]
+    fn what_is_lost_of_a_sealed_segment_is_a_gap_and_the_rest_is_offloaded_in_pieces() {
+        let record = rolled_twice();
+        let (first, second) = (record.chain[0].id, record.chain[1].id);
+        let lost = |record: &Partition, id, ranges: &[(u64, u64)]| {
+            let ranges: Vec<_> = ranges.iter().map(|(a, b)| (Offset(*a), Offset(*b))).collect();
+            record.declare_lost(id, &ranges, "lost", 5)
+        };
+        let holed = lost(&record, first, &[(2, 3), (6, 7)]).unwrap();
+        assert_eq!(holed.chain.len(), 3);
+        assert_eq!(Partition::decode(&holed.encode()).unwrap(), holed);
+        assert_eq!(
+            holed.pieces(Offset(0), Offset(7)),
+            [(Offset(0), Offset(2)), (Offset(3), Offset(6))]
+        );
+        assert!(holed.offload(first, &[run(0, 7)], 6).is_err());
+        let off = holed.offload(first, &[run(0, 2), run(3, 6)], 6).unwrap();
+        assert_eq!(
+            (off.recent.len(), off.chain.len(), off.sealed_end()),
+            (2, 2, Offset(9))
+        );
+        // What is lost of both sides of a border is one gap, and the chain stays readable.
+        let both = lost(&lost(&record, first, &[(5, 7)]).unwrap(), second, &[(7, 8)]).unwrap();
+        assert_eq!(both.gaps.len(), 1);
+        assert_eq!(Partition::decode(&both.encode()).unwrap(), both);
+        // A middle segment without any copy leaves the chain, and the oldest one goes on.
+        let gone = lost(&record, second, &[(7, 9)]).unwrap();
+        assert_eq!((gone.chain.len(), gone.after_gap(Offset(7))), (2, Offset(9)));
+        assert!(gone.is_deletable(second));
+        assert_eq!(Partition::decode(&gone.encode()).unwrap(), gone);
+        let off = gone.offload(first, &[run(0, 7)], 6).unwrap();
+        let folded = off.fold(manifest(1, 7), Offset(0), 7).unwrap();
+        assert!(folded.recent.is_empty());
+        // So does the newest one.
+        let end = record.seal(Offset(12), sealed(0), None, 6).unwrap();
+        let end = lost(&end, end.chain[2].id, &[(9, 12)]).unwrap();
+        assert_eq!((end.chain.len(), end.sealed_end()), (2, Offset(12)));
+        for (id, ranges) in [
+            (record.chain[2].id, (9, 10)),
+            (first, (6, 8)),
+            (first, (3, 3)),
+            (SegmentId { seq: 9, ..first }, (0, 1)),
+        ] {
+            assert!(lost(&record, id, &[ranges]).is_err(), "{id} {ranges:?}");
+        }
     }
 
     #[test]
@@ -838,15 +983,15 @@ mod tests {
         let mut record = rolled_twice();
         record.recent = (0..RECENT_MAX as u64).map(|_| run(0, 0)).collect();
         let first = record.chain[0].id;
-        assert!(record.offload(first, run(0, 7), 5).is_err());
+        assert!(record.offload(first, &[run(0, 7)], 5).is_err());
     }
 
     #[test]
     fn a_fold_takes_ranges_into_the_manifest_and_never_goes_back() {
         let record = rolled_twice();
         let (first, second) = (record.chain[0].id, record.chain[1].id);
-        let record = record.offload(first, run(0, 7), 5).unwrap();
-        let record = record.offload(second, run(7, 9), 6).unwrap();
+        let record = record.offload(first, &[run(0, 7)], 5).unwrap();
+        let record = record.offload(second, &[run(7, 9)], 6).unwrap();
         assert!(
             record.fold(manifest(1, 8), Offset(0), 7).is_err(),
             "inside a range"

@@ -158,7 +158,7 @@ impl TryFrom<stored::PartitionRecord> for Partition {
                     at
                 }
             });
-            end == to
+            from == to || (from < to && end >= to)
         };
         for pair in chain.windows(2) {
             if let [older, newer] = pair

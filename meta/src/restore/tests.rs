@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::faults::World;
-use crate::model::Sealed;
+use crate::model::{Run, Sealed};
 
 const PARTITION: PartitionId = PartitionId(7);
 
@@ -57,7 +57,7 @@ fn backup() -> Partition {
 }
 
 fn planned(found: impl IntoIterator<Item = (SegmentId, Held)>) -> Planned {
-    let planned = plan(&backup(), &found.into_iter().collect(), 99, 42);
+    let planned = plan(&backup(), &found.into_iter().collect(), &[], 99, 42);
     // Whatever it is, it is a record.
     let decoded = Partition::decode(&planned.record.encode()).unwrap();
     assert_eq!(decoded, planned.record);
@@ -253,7 +253,7 @@ fn a_copy_that_the_record_names_is_kept_though_it_is_damaged() {
     record.chain[0].replicas[1] = (NodeId(4), Generation(1));
     let first = copied(first, &[(4, 1)], 6, true);
     let found: BTreeMap<_, _> = [first, second].into_iter().collect();
-    let planned = plan(&record, &found, 99, 42);
+    let planned = plan(&record, &found, &[], 99, 42);
     assert_eq!(chain(&planned), [(1, 1, 0, Some(10)), (1, 2, 10, None)]);
     assert!(planned.lost.is_empty());
 }
@@ -261,7 +261,7 @@ fn a_copy_that_the_record_names_is_kept_though_it_is_damaged() {
 #[test]
 fn a_deleted_partition_stays_deleted() {
     let found: BTreeMap<_, _> = old().into_iter().collect();
-    let planned = plan(&backup().delete(9), &found, 99, 42);
+    let planned = plan(&backup().delete(9), &found, &[], 99, 42);
     assert!(planned.record.deleted && planned.adopted.is_empty());
 }
 
@@ -297,4 +297,68 @@ async fn ids_that_a_node_has_seen_are_not_given_out_again() {
         .await
         .unwrap();
     assert!(next.start > 70, "{next:?}");
+}
+
+fn run(id: SegmentId, base: u64, end: u64) -> FoundRun {
+    let run = Run {
+        base: Offset(base),
+        end: Offset(end),
+        object: format!("d/{id}/{base}"),
+        position: 0,
+        len: end - base,
+        crc32c: 0,
+        max_timestamp_ms: 0,
+    };
+    FoundRun { segment: id, run }
+}
+
+#[test]
+fn objects_that_were_written_after_the_backup_are_listed_again_and_nothing_is_lost() {
+    // Both segments of the backup and the one after them are in objects, one of them twice; one is still
+    // on the nodes, and one after it only there.
+    let found = [
+        run(id(1, 1), 0, 10),
+        run(id(1, 1), 0, 10),
+        run(id(1, 2), 10, 30),
+        run(id(2, 1), 30, 50),
+    ];
+    let held = BTreeMap::from([held(id(2, 1), 20, 30, 50, 50), held(id(2, 2), 21, 50, 60, 61)]);
+    let planned = plan(&backup(), &held, &found, 99, 42);
+    assert_eq!(planned.offloaded, [id(1, 1), id(1, 2), id(2, 1)]);
+    assert_eq!(planned.adopted, [id(2, 2)]);
+    assert!(planned.lost.is_empty() && planned.left.is_empty(), "{planned:?}");
+    let ends: Vec<_> = planned.record.recent.iter().map(|run| run.end.0).collect();
+    assert_eq!(ends, [10, 30, 50]);
+    assert_eq!(planned.record.chain.len(), 1);
+    assert_eq!(planned.record.undeclared(), None);
+    assert!(planned.record.epoch.0 > 1_000);
+    let record = Partition::decode(&planned.record.encode()).unwrap();
+    assert!(record.is_deletable(id(2, 1)), "it is in an object");
+    assert!(!record.is_deletable(id(2, 2)));
+    // With nothing on the nodes the log goes on where the last object ends.
+    let planned = plan(&backup(), &BTreeMap::new(), &found, 99, 42);
+    assert!(planned.lost.is_empty() && planned.record.chain.is_empty());
+    assert_eq!(planned.record.sealed_end(), Offset(50));
+}
+
+#[test]
+fn what_no_object_and_no_node_has_is_declared_with_its_offsets() {
+    // The second segment's object is missing; of the first one a piece was declared lost.
+    let found = [run(id(1, 1), 0, 4), run(id(1, 1), 6, 9), run(id(2, 1), 30, 50)];
+    let held = BTreeMap::from([held(id(2, 2), 21, 50, 60, 61)]);
+    let planned = plan(&backup(), &held, &found, 99, 42);
+    assert_eq!(planned.offloaded, [id(1, 1), id(2, 1)]);
+    let lost: Vec<_> = planned.lost.iter().map(|gap| (gap.base.0, gap.end.0)).collect();
+    assert_eq!(lost, [(4, 6), (9, 10), (10, 30)]);
+    assert_eq!(planned.adopted, [id(2, 2)]);
+    assert_eq!(planned.record.undeclared(), None);
+    assert_eq!(
+        Partition::decode(&planned.record.encode()).unwrap(),
+        planned.record
+    );
+    // What a node still has is not jumped over.
+    let held = BTreeMap::from([held(id(1, 2), 11, 10, 30, 30)]);
+    let planned = plan(&backup(), &held, &found, 99, 42);
+    assert_eq!(planned.offloaded, [id(1, 1)]);
+    assert_eq!(planned.record.chain[0].id, id(1, 2));
 }

@@ -175,6 +175,26 @@ pub struct Surveyed {
     pub tail: Offset,
 }
 
+/// Asks which bytes of a segment cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MissingRequest {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Generation of the replica that is asked.
+    pub generation: Generation,
+    /// The sealed end, none where it is not sealed.
+    pub until: Option<Offset>,
+}
+
+/// What of a segment cannot be read at a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// After the last entry that can be read.
+    pub tail: Offset,
+    /// Rising ranges below the sealed end, or below the tail, that cannot be read.
+    pub ranges: Vec<(Offset, Offset)>,
+}
+
 /// Frames of a sealed segment for a node that lacks them. The segment is closed there by the first
 /// such message, whatever the node's floor is, and takes frames from nothing else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -316,6 +336,13 @@ pub enum ToNode {
         /// The segments.
         items: Vec<(SegmentId, Generation)>,
     },
+    /// Asks which bytes of a segment cannot be read. All of it is read for that.
+    Missing {
+        /// Echoed in the answer.
+        request: u64,
+        /// Of which.
+        missing: MissingRequest,
+    },
     /// Asks for frames of a sealed segment; answered by [`FromNode::Frames`].
     Sealed {
         /// Echoed in the answer.
@@ -450,6 +477,13 @@ pub enum FromNode {
         request: u64,
         /// In the order asked; none where nothing is held under that generation.
         found: Vec<Option<Surveyed>>,
+    },
+    /// What of a segment cannot be read.
+    Missing {
+        /// Of the request.
+        request: u64,
+        /// What.
+        result: Result<Missing, NodeFailure>,
     },
     /// A copy went on, or not.
     Copied {
@@ -621,6 +655,14 @@ impl Message for ToNode {
                 }
                 out
             }
+            Self::Missing { request, missing } => {
+                let mut out = Encoder::new(25, *request);
+                put_segment(&mut out, missing.segment);
+                out.u32(missing.generation.0)
+                    .u8(u8::from(missing.until.is_some()))
+                    .u64(missing.until.map_or(0, Offset::get));
+                out
+            }
             Self::Sealed { request, sealed } => {
                 let mut out = Encoder::new(22, *request);
                 put_segment(&mut out, sealed.segment);
@@ -722,6 +764,10 @@ impl Message for ToNode {
                     Ok((segment(r)?, Generation(r.u32("generation")?)))
                 })?,
             },
+            25 => Self::Missing {
+                request: id,
+                missing: missing_request(reader_ref)?,
+            },
             22 => Self::Sealed {
                 request: id,
                 sealed: SealedRequest {
@@ -757,6 +803,26 @@ fn copy(reader: &mut Reader) -> Result<CopyRequest, WireError> {
         by: Epoch(reader.u32("by")?),
         listed: flag(reader, "listed")?,
         frames: frames(reader)?,
+    })
+}
+
+fn missing_request(reader: &mut Reader) -> Result<MissingRequest, WireError> {
+    let (segment, generation) = (segment(reader)?, Generation(reader.u32("generation")?));
+    let sealed = flag(reader, "sealed")?;
+    let until = Offset(reader.u64("until")?);
+    Ok(MissingRequest {
+        segment,
+        generation,
+        until: sealed.then_some(until),
+    })
+}
+
+fn missing(reader: &mut Reader) -> Result<Missing, WireError> {
+    Ok(Missing {
+        tail: Offset(reader.u64("tail")?),
+        ranges: items(reader, 16, |r| {
+            Ok((Offset(r.u64("base")?), Offset(r.u64("end")?)))
+        })?,
     })
 }
 
@@ -1033,6 +1099,17 @@ impl Message for FromNode {
                 }
                 out
             }
+            Self::Missing { request, result } => {
+                let mut out = Encoder::new(89, *request);
+                put_result(&mut out, result);
+                if let Ok(missing) = result {
+                    out.u64(missing.tail.0).len(missing.ranges.len());
+                    for (base, end) in &missing.ranges {
+                        out.u64(base.0).u64(end.0);
+                    }
+                }
+                out
+            }
             Self::Copied { request, result } => {
                 let mut out = Encoder::new(88, *request);
                 put_result(&mut out, result);
@@ -1110,6 +1187,10 @@ impl Message for FromNode {
             87 => Self::Surveyed {
                 request: id,
                 found: items(r, 10, surveyed)?,
+            },
+            89 => Self::Missing {
+                request: id,
+                result: result(r, missing)?,
             },
             88 => Self::Copied {
                 request: id,

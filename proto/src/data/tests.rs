@@ -18,8 +18,8 @@ use super::front::{
 };
 use super::link::{self, LinkError};
 use super::replica::{
-    Ack, Copied, CopyRequest, FenceItem, FencedState, FromNode, Headers, Hello, NodeFailure, Refusal,
-    SealedRequest, Surveyed, ToNode, UploadRequest, Uploaded,
+    Ack, Copied, CopyRequest, FenceItem, FencedState, FromNode, Headers, Hello, Missing, MissingRequest,
+    NodeFailure, Refusal, SealedRequest, Surveyed, ToNode, UploadRequest, Uploaded,
 };
 use super::{ENVELOPE_LEN, MESSAGE_LEN_MAX, Message, WireError};
 use crate::error::Failure;
@@ -93,6 +93,14 @@ fn to_node(payload: Vec<u8>) -> Vec<ToNode> {
         ToNode::Survey {
             request: 11,
             items: vec![(segment(), Generation(1))],
+        },
+        ToNode::Missing {
+            request: 12,
+            missing: MissingRequest {
+                segment: segment(),
+                generation: Generation(1),
+                until: Some(Offset(9)),
+            },
         },
         ToNode::Sealed {
             request: 12,
@@ -217,6 +225,13 @@ fn from_node(payload: Vec<u8>) -> Vec<FromNode> {
                     tail: Offset(12),
                 }),
             ],
+        },
+        FromNode::Missing {
+            request: 10,
+            result: Ok(Missing {
+                tail: Offset(12),
+                ranges: vec![(Offset(3), Offset(4)), (Offset(7), Offset(9))],
+            }),
         },
         FromNode::Copied {
             request: 10,

@@ -39,6 +39,7 @@ impl Speaks for ReplicaProtocol {
             | FromNode::Confirm { request, .. }
             | FromNode::Uploaded { request, .. }
             | FromNode::Surveyed { request, .. }
+            | FromNode::Missing { request, .. }
             | FromNode::Copied { request, .. } => Some(*request),
             FromNode::Welcome { .. }
             | FromNode::Refused(_)

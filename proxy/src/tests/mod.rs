@@ -96,6 +96,13 @@ impl Broker for Map {
         Err(Status::unimplemented("these brokers own nothing"))
     }
 
+    async fn declare_lost(
+        &self,
+        _: Request<forebay_proto::v1::DeclareLostPartitionRequest>,
+    ) -> Result<Response<forebay_proto::v1::DeclareLostResponse>, Status> {
+        Err(Status::unimplemented("these brokers own nothing"))
+    }
+
     async fn describe_partitions(
         &self,
         _: Request<DescribePartitionsRequest>,

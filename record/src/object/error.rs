@@ -69,7 +69,7 @@ pub enum ObjectError {
     #[error("{0} is not a name of 1 to 255 bytes of text")]
     Name(&'static str),
     /// Offsets that do not continue each other.
-    #[error("a batch begins at {found}, {expected} expected")]
+    #[error("a batch or range begins at {found}, {expected} expected")]
     Gap {
         /// Where the batch begins.
         found: Offset,

@@ -1,8 +1,9 @@
 //! The manifest: which objects hold a partition's past. A root lists pages, a page lists runs.
 //!
 //! Both are immutable; a change writes new ones, and the record's pointer to the root, with its
-//! length and checksum, is the only commit point (I20). Runs are contiguous within a page, pages
-//! within a root. Each part ends with a CRC-32C of all before it, so that it can be judged alone.
+//! length and checksum, is the only commit point (I20). Runs rise within a page, pages
+//! within a root; between two of them lies nothing but what the record declares lost, which the writer
+//! checks. Each part ends with a CRC-32C of all before it, so that it can be judged alone.
 //!
 //! Root:
 //!
@@ -62,7 +63,7 @@ pub struct ManifestRun {
     pub crc32c: u32,
 }
 
-/// Runs of one partition, contiguous and in order.
+/// Runs of one partition, in order and not overlapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestPage {
     /// The partition.
@@ -92,7 +93,7 @@ pub struct PageRef {
     pub crc32c: u32,
 }
 
-/// The pages of one partition's past, contiguous and in order.
+/// The pages of one partition's past, in order and not overlapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestRoot {
     /// The partition.
@@ -151,7 +152,7 @@ impl ManifestPage {
     /// The page's bytes.
     ///
     /// # Errors
-    /// Where the page would not be readable: no runs or too many, not contiguous, a bad name.
+    /// Where the page would not be readable: no runs or too many, overlapping, a bad name.
     pub fn encode(&self) -> Result<Vec<u8>, ObjectError> {
         self.check()?;
         let mut out = Vec::with_capacity(PAGE_HEADER_LEN + self.runs.len() * 128);
@@ -167,7 +168,7 @@ impl ManifestPage {
     /// Reads a page.
     ///
     /// # Errors
-    /// Where the bytes are damaged, of another version, or the runs are not contiguous.
+    /// Where the bytes are damaged, of another version, or runs overlap.
     pub fn decode(bytes: &[u8]) -> Result<Self, ObjectError> {
         let mut fields = Fields::new("manifest page", checked("manifest page", bytes)?);
         fields.head(PAGE_MAGIC, VERSION)?;
@@ -185,7 +186,7 @@ impl ManifestPage {
 
     fn check(&self) -> Result<(), ObjectError> {
         check_count("runs in a manifest page", self.runs.len(), PAGE_RUNS_MAX)?;
-        contiguous(self.runs.iter().map(|run| (run.base, run.end)))?;
+        rising(self.runs.iter().map(|run| (run.base, run.end)))?;
         self.runs.iter().try_for_each(|run| check_name(&run.object))
     }
 }
@@ -206,7 +207,7 @@ impl ManifestRoot {
     /// The root's bytes.
     ///
     /// # Errors
-    /// Where the root would not be readable: no pages or too many, not contiguous, a bad name.
+    /// Where the root would not be readable: no pages or too many, overlapping, a bad name.
     pub fn encode(&self) -> Result<Vec<u8>, ObjectError> {
         self.check()?;
         let mut out = Vec::with_capacity(ROOT_HEADER_LEN + self.pages.len() * 128);
@@ -230,7 +231,7 @@ impl ManifestRoot {
     /// Reads a root.
     ///
     /// # Errors
-    /// Where the bytes are damaged, of another version, or the pages are not contiguous.
+    /// Where the bytes are damaged, of another version, or pages overlap.
     pub fn decode(bytes: &[u8]) -> Result<Self, ObjectError> {
         let mut fields = Fields::new("manifest root", checked("manifest root", bytes)?);
         fields.head(ROOT_MAGIC, VERSION)?;
@@ -262,7 +263,7 @@ impl ManifestRoot {
 
     fn check(&self) -> Result<(), ObjectError> {
         check_count("pages in a manifest root", self.pages.len(), PAGES_MAX)?;
-        contiguous(self.pages.iter().map(|page| (page.base, page.end)))?;
+        rising(self.pages.iter().map(|page| (page.base, page.end)))?;
         for page in &self.pages {
             check_name(&page.object)?;
             check_count("runs in a manifest page", page.runs as usize, PAGE_RUNS_MAX)?;
@@ -323,11 +324,11 @@ fn check_name(name: &str) -> Result<(), ObjectError> {
     Ok(())
 }
 
-fn contiguous(ranges: impl Iterator<Item = (Offset, Offset)>) -> Result<(), ObjectError> {
+fn rising(ranges: impl Iterator<Item = (Offset, Offset)>) -> Result<(), ObjectError> {
     let mut next = None;
     for (base, end) in ranges {
         if let Some(expected) = next
-            && base != expected
+            && base < expected
         {
             return Err(ObjectError::Gap {
                 found: base,

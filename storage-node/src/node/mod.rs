@@ -432,6 +432,7 @@ impl StorageNode {
     }
 
     fn want(&self, state: NodeState) {
+        self.inner.shared.set_draining(state == NodeState::Draining);
         want(&self.inner.queue, state);
     }
 
@@ -450,6 +451,7 @@ impl StorageNode {
                 let Some(inner) = inner.upgrade() else { return };
                 match register::checkpoint(&*inner.meta, &inner.record, inner.shared.durable()).await {
                     Ok(checkpoint) => {
+                        inner.shared.set_draining(checkpoint.state == NodeState::Draining);
                         want(&inner.queue, checkpoint.state);
                         remember(&inner.queue, checkpoint.revision, checkpoint.record_revision);
                     }

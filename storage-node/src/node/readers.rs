@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_proto::data::replica::{
-    FramesRequest, FromNode, HeadersRequest, NodeFailure, ReadRequest, SealedRequest,
+    FramesRequest, FromNode, HeadersRequest, MissingRequest, NodeFailure, ReadRequest, SealedRequest,
 };
 use forebay_runtime::clock::Clock;
 use forebay_runtime::execution::Execution;
@@ -51,6 +51,7 @@ pub(crate) enum Job {
     Frames(FramesRequest),
     Headers(HeadersRequest),
     Sealed(SealedRequest),
+    Missing(MissingRequest),
 }
 
 impl Job {
@@ -61,6 +62,7 @@ impl Job {
             Self::Frames(_) => "frames",
             Self::Headers(_) => "headers",
             Self::Sealed(_) => "sealed",
+            Self::Missing(_) => "missing",
         }
     }
 
@@ -71,7 +73,7 @@ impl Job {
     fn bytes(&self) -> u64 {
         u64::from(match self {
             Self::Read(read) => read.max_bytes.min(ANSWER_BYTES_MAX),
-            Self::Lookup(..) => SMALL_ANSWER,
+            Self::Lookup(..) | Self::Missing(_) => SMALL_ANSWER,
             Self::Frames(frames) => frames.max_bytes.min(ANSWER_BYTES_MAX),
             Self::Headers(_) => HEADERS_ANSWER,
             Self::Sealed(sealed) => sealed.max_bytes.min(ANSWER_BYTES_MAX),
@@ -96,6 +98,10 @@ impl Job {
                 request,
                 result: Err(failure),
             },
+            Self::Missing(_) => FromNode::Missing {
+                request,
+                result: Err(failure),
+            },
         }
     }
 
@@ -116,6 +122,10 @@ impl Job {
             Self::Sealed(sealed) => FromNode::Frames {
                 request,
                 result: reader.sealed(sealed),
+            },
+            Self::Missing(missing) => FromNode::Missing {
+                request,
+                result: reader.missing(missing),
             },
             Self::Headers(headers) => FromNode::Headers {
                 request,

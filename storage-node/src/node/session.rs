@@ -188,6 +188,10 @@ impl Session {
                     }
                 },
                 ToNode::ForgetCopy { segment, by } => Message::ForgetCopy(segment, by),
+                ToNode::Missing { request, missing } => {
+                    self.submit(Job::Missing(missing), request, outbox, span).await;
+                    continue;
+                }
                 ToNode::Sealed { request, sealed } => {
                     self.submit(Job::Sealed(sealed), request, outbox, span).await;
                     continue;

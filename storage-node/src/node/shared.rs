@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     floor: AtomicU64,
     failure: Mutex<Option<String>>,
     killed: AtomicBool,
+    /// An operator wants the node empty: what is not needed goes at once.
+    draining: AtomicBool,
     figures: Mutex<Figures>,
 }
 
@@ -93,6 +95,7 @@ impl Shared {
             floor: AtomicU64::new(facts.floor.0),
             failure: Mutex::new(None),
             killed: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             figures: Mutex::default(),
         }
     }
@@ -137,6 +140,17 @@ impl Shared {
         self.table.written_bytes(self.durable())
     }
 
+    pub(crate) fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Release);
+        if draining {
+            self.pressed.notify_one();
+        }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     pub(crate) fn set_figures(&self, figures: Figures) {
         *self.figures.lock() = figures;
     }
@@ -162,8 +176,9 @@ impl Shared {
             disk_budget_bytes: self.pool.budget_bytes(),
             spare_files: self.pool.ready() as u64,
             segments_sealed: figures.sealed,
-            bytes_held: figures.bytes,
+            bytes_held: self.index.bytes(),
             bytes_trimmable: figures.released_bytes,
+            bytes_unrecorded: figures.unrecorded_bytes,
             incarnation: self.incarnation,
         }
     }

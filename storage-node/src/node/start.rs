@@ -1,7 +1,7 @@
 //! Starting on a data folder: whose it is, what it holds, and only then who may know.
 //!
 //! 1. Lock the folder, read its superblock and the node's record, and compare them.
-//! 2. Read the journal back. What was lost goes into limbo, or stops the start.
+//! 2. Read the journal back. What was lost goes into limbo.
 //! 3. Write the superblock with the new boot, then the place to go on writing, then the record.
 //! 4. Only then start threads.
 //!
@@ -153,7 +153,6 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
         file_len: file_len(config.file_bytes(capacity)),
         commit_bytes_max: config.commit_bytes_max.as_usize(),
         budget_bytes: Config::files_bytes_max(capacity),
-        limbo_is_fatal: config.limbo_is_fatal,
         checkpoint: seen.record.as_ref().map_or(0, |record| record.lsn_checkpoint),
         revision: seen.revision,
     };

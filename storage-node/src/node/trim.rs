@@ -149,7 +149,7 @@ impl Trimmer {
     pub(super) async fn run(mut self, cancelled: CancellationToken) {
         let stopping = self.shared.stopping.clone();
         loop {
-            let pause = if self.level >= Level::Urged {
+            let pause = if self.haste() >= Level::Urged {
                 LOOK_PRESSED
             } else {
                 LOOK
@@ -181,6 +181,15 @@ impl Trimmer {
         }
     }
 
+    /// How soon things go: on a node that is to be emptied as if it were short of space.
+    fn haste(&self) -> Level {
+        if self.shared.is_draining() {
+            self.level.max(Level::Urged)
+        } else {
+            self.level
+        }
+    }
+
     /// So that the nodes of a cluster do not read in step.
     fn jittered(&self, around: Duration) -> Duration {
         around * u32::try_from(self.random.range(80, 121)).unwrap_or(100) / 100
@@ -195,7 +204,7 @@ impl Trimmer {
         let now = self.clock.monotonic();
         if self.restoring {
             self.restoring = self.is_restoring().await;
-        } else if now >= self.next_round || self.level >= Level::Urged {
+        } else if now >= self.next_round || self.haste() >= Level::Urged {
             self.next_round = now + self.jittered(self.round);
             self.read_records(&held).await?;
             self.trim().await?;
@@ -267,7 +276,7 @@ impl Trimmer {
     async fn read_records(&mut self, held: &[HeldFacts]) -> Result<(), Stop> {
         let due = self
             .ledger
-            .due(held, &self.urged, self.level, self.clock.monotonic());
+            .due(held, &self.urged, self.haste(), self.clock.monotonic());
         let mut told = 0;
         for (count, chunk) in due.chunks(READ_KEYS_MAX).enumerate() {
             if count > 0 {
@@ -335,7 +344,7 @@ impl Trimmer {
 
     /// Has everything forgotten that may go now.
     async fn trim(&mut self) -> Result<(), Stop> {
-        let ready = self.ledger.ready(self.level, self.clock.monotonic());
+        let ready = self.ledger.ready(self.haste(), self.clock.monotonic());
         for segments in ready.chunks(TRIM_MAX) {
             let (done, trimmed) = oneshot::channel();
             let message = Message::Trim {

@@ -221,8 +221,17 @@ impl Uploads {
         }
     }
 
-    /// The state at the segment's base, from its OPEN frame.
+    /// The state at the segment's base, from its OPEN frame. A piece of a segment of which something was
+    /// declared lost begins with what is left to be known.
     async fn state(&self, upload: &UploadRequest) -> Result<PartitionState, UploadError> {
+        let held = self.reader.index.get(upload.segment);
+        if held.is_some_and(|segment| segment.is_limbo() || segment.base() < upload.base) {
+            let (segment, generation, base) = (upload.segment, upload.generation, upload.base);
+            let reader = self.reader.clone();
+            return Ok(self
+                .off_thread(move || reader.salvage(segment, generation, base))
+                .await?);
+        }
         let request = HeadersRequest {
             segment: upload.segment,
             generation: upload.generation,

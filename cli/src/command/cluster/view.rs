@@ -170,6 +170,8 @@ pub struct StorageStatus {
     pub bytes_held: u64,
     /// Of these, the bytes that no record needs any more.
     pub bytes_trimmable: u64,
+    /// Of these, the bytes of partitions without a record, which stay.
+    pub bytes_unrecorded: u64,
     /// Files of the journal.
     pub journal_files: u64,
     /// Bytes of these files.
@@ -284,6 +286,7 @@ impl From<v1::StorageNodeDescription> for StorageNode {
             segments_sealed: status.segments_sealed,
             bytes_held: status.bytes_held,
             bytes_trimmable: status.bytes_trimmable,
+            bytes_unrecorded: status.bytes_unrecorded,
             journal_files: status.journal_files,
             journal_bytes: status.journal_bytes,
             disk_free_bytes: status.disk_free_bytes,

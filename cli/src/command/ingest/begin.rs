@@ -135,6 +135,7 @@ pub async fn target(client: &Client, args: &IngestArgs) -> anyhow::Result<Target
         partition: args.partition,
         spread_batches: args.spread == Spread::Batch,
         cutting: Arc::new(cutting),
+        renumber: args.renumber,
     })
 }
 

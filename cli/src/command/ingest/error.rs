@@ -83,6 +83,22 @@ pub enum IngestError {
         /// What the service says.
         source: DeliveryError,
     },
+    /// The service no longer knows the numbers of a file's batches.
+    #[error(
+        "{name}: the service has forgotten the numbers of this file's batches, so it cannot say whether bytes {from} to \
+         {to} are written already; all before them is acknowledged. --renumber goes on from there with new numbers: \
+         {source}"
+    )]
+    Forgotten {
+        /// Name of the input.
+        name: String,
+        /// Where the batch begins.
+        from: u64,
+        /// Where it ends.
+        to: u64,
+        /// What the service says.
+        source: DeliveryError,
+    },
     /// The checkpoint cannot be written.
     #[error("checkpoint {path} cannot be written: {source}")]
     Checkpoint {

@@ -98,6 +98,10 @@ pub struct IngestArgs {
     /// Keep in this file what is acknowledged, and go on from there
     #[arg(long, value_name = "PATH", help_heading = "Following")]
     pub checkpoint: Option<PathBuf>,
+    /// Go on from the checkpoint with new numbers, where the service has forgotten those of the last run. What that
+    /// run had sent and not seen acknowledged when it was killed may be written twice
+    #[arg(long, requires = "checkpoint")]
+    pub renumber: bool,
     /// How often the checkpoint is written at least, while something is acknowledged
     #[arg(long, default_value = "1s", value_name = "TIME", help_heading = "Following")]
     pub checkpoint_interval: HumanDuration,

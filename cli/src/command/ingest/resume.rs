@@ -34,6 +34,8 @@ pub struct Target {
     pub spread_batches: bool,
     /// How to cut.
     pub cutting: Arc<Cutting>,
+    /// Whether batches get new numbers, though the last run may have sent some of them.
+    pub renumber: bool,
 }
 
 impl Target {
@@ -145,13 +147,14 @@ impl Start {
                 .join(", ");
         }
         let same = differences.is_empty();
-        if !same && !entry.settled {
+        if !same && !entry.settled && !target.renumber {
             return Err(format!(
                 "{} was cut into batches in another way by the last run, which did not end in order: {differences}; \
                  use the same options once more, until a run ends in order",
                 entry.path.display()
             ));
         }
+        let same = same && !target.renumber;
         let mark = entry.mark();
         Ok(Self {
             at: present.path.clone(),

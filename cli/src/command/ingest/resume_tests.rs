@@ -22,6 +22,7 @@ fn target() -> Target {
         partition: Some(2),
         spread_batches: false,
         cutting: Arc::new(Cutting::new(Mode::Lines, 1, 1 << 20, 8 << 20)),
+        renumber: false,
     }
 }
 
@@ -254,4 +255,27 @@ fn a_path_always_leads_to_the_same_partition() {
         ..spread
     };
     assert_eq!(all.partitions_of(Path::new("/a")), [0, 1, 2, 3]);
+}
+
+#[test]
+fn forgotten_numbers_are_given_up_only_by_the_operators_word() {
+    let kept = planned(&[present("/a", 1)], &[], vec![entry("/a", 1)], false).unwrap();
+    assert!(kept.starts[0].producer.is_some());
+    assert_eq!(kept.starts[0].mark.sequences, [5]);
+    let checkpoint = checkpoint(vec![entry("/a", 1)]);
+    let renumber = Target {
+        renumber: true,
+        ..target()
+    };
+    let plan = plan(&[present("/a", 1)], &[], Some(&checkpoint), &renumber, false).unwrap();
+    let start = &plan.starts[0];
+    assert_eq!(
+        (start.mark.position, start.producer),
+        (500, None),
+        "from where it is acknowledged"
+    );
+    assert_eq!(
+        (start.mark.sequences.clone(), start.cuts.clone()),
+        (vec![0], Vec::new())
+    );
 }

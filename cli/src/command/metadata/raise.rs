@@ -8,19 +8,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use forebay_meta::model::Partition;
-use forebay_meta::restore::{self, Copy, Held};
+use forebay_meta::restore::{self, Copy, FoundRun, Held};
 use forebay_meta::store::{Entry, MetaStore, scan};
 use forebay_meta::{cluster, keys, record};
 use forebay_proto::stored::{NodeRecord, NodeState};
 use forebay_proto::v1;
 use forebay_proto::v1::storage_node_client::StorageNodeClient;
 use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, Token};
+use forebay_runtime::clock::SystemClock;
+use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::OsRandom;
 use forebay_runtime::tasks::Tasks;
+use forebay_tier::{Bucket, Manifests, Unnamed, find_unnamed};
 use serde::Serialize;
 use tonic::transport::Channel;
 
@@ -37,6 +41,8 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long one node may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Memory for manifests that are read.
+const MANIFEST_BYTES: usize = 32 << 20;
 
 /// Where the metadata is, and what is meant.
 #[derive(Debug, clap::Args)]
@@ -50,6 +56,9 @@ pub struct RaiseArgs {
     /// Storage nodes that will not come back: what only they hold is given up
     #[arg(long = "without-node", value_delimiter = ',', value_name = "ID,...")]
     pub without: Vec<u32>,
+    /// Go on without the object store: what is only there and not named by the backup is given up
+    #[arg(long)]
+    pub without_objects: bool,
     /// Do not ask
     #[arg(long, short = 'y')]
     pub yes: bool,
@@ -64,6 +73,10 @@ struct Report {
     partitions: u64,
     /// Segments written after the backup that are in a chain again.
     adopted: u64,
+    /// Segments that went into the object store after the backup and are listed again.
+    offloaded: u64,
+    /// Objects that nothing names and that cannot be used.
+    unusable: Vec<String>,
     lost: Vec<Lost>,
     /// Segments that continue nothing; storage nodes trim them.
     left: Vec<String>,
@@ -113,15 +126,30 @@ pub async fn run(args: RaiseArgs, log_level: Option<String>) -> anyhow::Result<(
     );
     let mut nodes = wait_for_nodes(&store, raised.incarnation, &args.without).await?;
     let held = inventory(&mut nodes).await?;
-    let planned = plan(&store, &held).await?;
-    let mut report = report(raised.incarnation, &planned, &held);
-    report.unknown_partitions = unknown(&planned, &held);
+    let records = records(&store).await?;
+    let found = if args.without_objects {
+        Unnamed::default()
+    } else {
+        objects(&config, &before.id, &records).await?
+    };
+    let planned = plan(records, &held, &found.runs);
+    let mut report = report(raised.incarnation, &planned);
+    report.unknown_partitions = unknown(&planned, &held, &found.runs);
+    let told = found
+        .unusable
+        .into_iter()
+        .map(|(name, why)| format!("{name}: {why}"));
+    report.unusable = told.collect();
     if !report.lost.is_empty() || !report.left.is_empty() || !report.unknown_partitions.is_empty() {
         eprintln!("{}", render(&report));
         let warning = "the above is given up for good";
         confirm(warning, "give up", args.yes)?;
     }
-    restore::skip_ids(&store, held.keys().next_back().copied()).await?;
+    let highest = held
+        .keys()
+        .copied()
+        .chain(found.runs.iter().map(|one| one.segment.partition));
+    restore::skip_ids(&store, highest.max()).await?;
     for (entry, one) in &planned {
         restore::store_record(&store, entry, &one.record).await?;
     }
@@ -256,23 +284,66 @@ fn take(held: &mut Inventory, node: NodeId, generation: Generation, one: &v1::In
     );
 }
 
-async fn plan(store: &dyn MetaStore, held: &Inventory) -> anyhow::Result<Vec<(Entry, restore::Planned)>> {
+async fn records(store: &dyn MetaStore) -> anyhow::Result<Vec<(Entry, Partition)>> {
     let (entries, _) = scan(store, keys::PARTITIONS, ENTRIES_MAX).await?;
+    let read = |entry: Entry| {
+        let record = Partition::decode(&entry.value).with_context(|| format!("record {}", entry.key))?;
+        Ok((entry, record))
+    };
+    entries.into_iter().map(read).collect()
+}
+
+/// Objects that no record names.
+async fn objects(config: &Config, cluster: &str, records: &[(Entry, Partition)]) -> anyhow::Result<Unnamed> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let clock = Arc::new(SystemClock::new());
+    let bucket =
+        Bucket::open(&config.object_store, &Metrics::new(), clock, &environment).context("object_store")?;
+    let Some(bucket) = bucket else {
+        let uses = |record: &Partition| record.manifest.is_some() || !record.recent.is_empty();
+        if let Some((entry, _)) = records.iter().find(|(_, record)| uses(record)) {
+            bail!(
+                "{} names objects, and object_store.url is empty: what went into the object store after the backup \
+                 cannot be found; name the store, or add --without-objects",
+                entry.key
+            );
+        }
+        return Ok(Unnamed::default());
+    };
+    bucket.check(cluster, &OsRandom).await.context("object_store")?;
+    let manifests = Manifests::new(bucket.clone(), MANIFEST_BYTES);
+    let live: Vec<_> = records
+        .iter()
+        .filter(|(_, record)| !record.deleted)
+        .map(|(_, record)| record.clone())
+        .collect();
+    eprintln!("looking for objects that the backup does not know");
+    find_unnamed(&bucket, &manifests, &live, &OsRandom).await.context(
+        "what went into the object store after the backup cannot be found; --without-objects gives it up",
+    )
+}
+
+fn plan(
+    records: Vec<(Entry, Partition)>,
+    held: &Inventory,
+    found: &[FoundRun],
+) -> Vec<(Entry, restore::Planned)> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
     let none = BTreeMap::new();
-    entries
+    records
         .into_iter()
-        .map(|entry| {
-            let before = Partition::decode(&entry.value).with_context(|| format!("record {}", entry.key))?;
+        .map(|(entry, before)| {
             let of_one = held.get(&before.id).unwrap_or(&none);
+            let of = |one: &&FoundRun| one.segment.partition == before.id;
+            let runs: Vec<_> = found.iter().filter(of).cloned().collect();
             let op = restore::nonce(&OsRandom);
-            Ok((entry, restore::plan(&before, of_one, now_ms, op)))
+            (entry, restore::plan(&before, of_one, &runs, now_ms, op))
         })
         .collect()
 }
 
-fn report(incarnation: u32, planned: &[(Entry, restore::Planned)], _held: &Inventory) -> Report {
+fn report(incarnation: u32, planned: &[(Entry, restore::Planned)]) -> Report {
     let mut report = Report {
         incarnation,
         partitions: planned.len() as u64,
@@ -280,6 +351,7 @@ fn report(incarnation: u32, planned: &[(Entry, restore::Planned)], _held: &Inven
     };
     for (_, one) in planned {
         report.adopted += one.adopted.len() as u64;
+        report.offloaded += one.offloaded.len() as u64;
         report.left.extend(one.left.iter().map(ToString::to_string));
         report.lost.extend(one.lost.iter().map(|gap| Lost {
             partition_id: one.record.id.0,
@@ -293,21 +365,24 @@ fn report(incarnation: u32, planned: &[(Entry, restore::Planned)], _held: &Inven
     report
 }
 
-fn unknown(planned: &[(Entry, restore::Planned)], held: &Inventory) -> Vec<u64> {
+fn unknown(planned: &[(Entry, restore::Planned)], held: &Inventory, found: &[FoundRun]) -> Vec<u64> {
     let known: BTreeSet<_> = planned.iter().map(|(_, one)| one.record.id).collect();
-    held.keys()
-        .filter(|id| !known.contains(id))
-        .map(|id| id.0)
-        .collect()
+    let found = found.iter().map(|one| one.segment.partition);
+    let all: BTreeSet<_> = held.keys().copied().chain(found).collect();
+    all.difference(&known).map(|id| id.0).collect()
 }
 
 fn render(report: &Report) -> String {
     let mut text = format!(
-        "incarnation {}: {}, {} written after the backup taken back into the chain",
+        "incarnation {}: {}, {} written after the backup taken back into the chain, {} listed again",
         report.incarnation,
         counted(report.partitions, "partition"),
         counted(report.adopted, "segment"),
+        counted(report.offloaded, "offloaded segment"),
     );
+    for one in &report.unusable {
+        text.push_str(&format!("\nan object that nothing names cannot be used: {one}"));
+    }
     for lost in &report.lost {
         text.push_str(&format!(
             "\nlost: topic {} partition {} ({}) offsets {} to {}: {}",
@@ -324,7 +399,7 @@ fn render(report: &Report) -> String {
     }
     for id in &report.unknown_partitions {
         text.push_str(&format!(
-            "\nof a topic that the backup does not know: partition {id}; its segments stay on the nodes unread"
+            "\nof a topic that the backup does not know: partition {id}; its segments stay on the nodes unread, and its objects go after the grace"
         ));
     }
     text

@@ -10,7 +10,7 @@ use forebay_client::Admin;
 use forebay_proto::v1;
 
 use super::view::Described;
-use crate::output::FormatArgs;
+use crate::output::{FormatArgs, bytes};
 
 /// Between two looks, where a look takes no longer.
 const LOOK: Duration = Duration::from_secs(2);
@@ -51,7 +51,13 @@ pub async fn run(args: DrainArgs, admin: &Admin) -> anyhow::Result<()> {
     }
     args.format.print(&found, |found| {
         if found.is_empty() {
-            format!("storage node {id} is empty; forebay storage remove {id} takes it out of the cluster")
+            let stays = match found.unrecorded_bytes() {
+                0 => String::new(),
+                stays => format!(", but for {} of partitions that have no record", bytes(stays)),
+            };
+            format!(
+                "storage node {id} is empty{stays}; forebay storage remove {id} takes it out of the cluster"
+            )
         } else {
             format!(
                 "storage node {id} is being emptied: {} left; forebay storage drain {id} --wait shows how far it is",
@@ -98,9 +104,9 @@ struct Progress {
 }
 
 impl Progress {
-    const fn new(found: &Described) -> Self {
+    fn new(found: &Described) -> Self {
         Self {
-            bytes: found.bytes,
+            bytes: found.bytes.max(found.leftover_bytes()),
             segments: found.segments_open + found.segments_sealed,
             passed: Duration::ZERO,
             look: Duration::ZERO,
@@ -115,8 +121,9 @@ impl Progress {
             let seconds = self.passed.as_secs_f64() * left as f64 / done as f64;
             Duration::try_from_secs_f64(seconds).ok()
         };
-        if found.bytes > 0 {
-            by(self.bytes, found.bytes)
+        let left = found.bytes.max(found.leftover_bytes());
+        if left > 0 {
+            by(self.bytes, left)
         } else {
             by(self.segments, segments)
         }

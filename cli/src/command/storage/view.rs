@@ -35,9 +35,26 @@ impl From<v1::DescribeStorageNodeResponse> for Described {
 }
 
 impl Described {
-    /// True where nothing needs the node.
-    pub const fn is_empty(&self) -> bool {
-        self.segments_open == 0 && self.segments_sealed == 0
+    /// True where no record needs the node and nothing is on it that goes by itself. What is on a node
+    /// that does not answer is not known.
+    pub fn is_empty(&self) -> bool {
+        self.segments_open == 0 && self.segments_sealed == 0 && self.leftover_bytes() == 0
+    }
+
+    /// Bytes on the node that will be trimmed; what belongs to no known partition stays.
+    pub fn leftover_bytes(&self) -> u64 {
+        let status = self.node.status.as_ref();
+        status.map_or(0, |status| {
+            status.bytes_held.saturating_sub(status.bytes_unrecorded)
+        })
+    }
+
+    /// Bytes on the node that belong to no known partition.
+    pub fn unrecorded_bytes(&self) -> u64 {
+        self.node
+            .status
+            .as_ref()
+            .map_or(0, |status| status.bytes_unrecorded)
     }
 
     /// What is needed of it, in words.
@@ -47,6 +64,10 @@ impl Described {
             count => format!(" and {} being written", counted(count, "segment")),
         };
         let sealed = counted(self.segments_sealed, "sealed segment");
-        format!("{sealed} of {}{open}", bytes(self.bytes))
+        let held = match self.leftover_bytes() {
+            0 => String::new(),
+            held => format!(", {} on its disk", bytes(held)),
+        };
+        format!("{sealed} of {}{open}{held}", bytes(self.bytes))
     }
 }

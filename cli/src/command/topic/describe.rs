@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use forebay_client::Admin;
 
-use super::view::{Offloaded, Partition, Segment, Setting, Topic, recovery_text};
+use super::view::{Offloaded, Partition, Segment, Setting, Topic, awaited_text, recovery_text};
 use crate::output::{FormatArgs, bytes, grouped, or_dash, table};
 
 /// Segments of a partition shown in the table: the newest. JSON has all.
@@ -58,6 +58,9 @@ fn render(topic: &Topic) -> String {
                 one.partition,
                 recovery_text(recovery)
             ));
+            for node in &recovery.nodes {
+                text.push_str(&format!("\n  {}", awaited_text(node)));
+            }
         }
     }
     text

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use forebay_proto::v1;
 use serde::Serialize;
 
-use crate::output::grouped;
+use crate::output::{counted, grouped};
 
 /// One topic of a list.
 #[derive(Debug, Clone, Serialize)]
@@ -124,6 +124,12 @@ pub struct Awaited {
     pub state: String,
     /// First offset that it does not have; none where it did not answer.
     pub tail: Option<u64>,
+    /// Frames that it has, as it said when it was closed; none where it did not answer.
+    pub frames: Option<u32>,
+    /// Hash over all of them, hexadecimal.
+    pub hash: Option<String>,
+    /// Highest committed offset that it was told.
+    pub committed: Option<u64>,
 }
 
 impl From<v1::AwaitedNode> for Awaited {
@@ -133,6 +139,9 @@ impl From<v1::AwaitedNode> for Awaited {
             generation: one.generation,
             state: one.state,
             tail: one.tail,
+            frames: one.frames,
+            hash: one.hash.map(|hash| format!("{hash:016x}")),
+            committed: one.committed,
         }
     }
 }
@@ -161,8 +170,16 @@ pub fn awaited_text(one: &Awaited) -> String {
     let has = one
         .tail
         .map_or_else(String::new, |tail| format!(", has it up to {}", grouped(tail)));
+    let knows = match (one.frames, &one.hash, one.committed) {
+        (Some(frames), Some(hash), Some(committed)) => format!(
+            ", {} with hash {hash}, told that {} is committed",
+            counted(u64::from(frames), "frame"),
+            grouped(committed)
+        ),
+        _ => String::new(),
+    };
     format!(
-        "storage node {} (generation {}): {said}{has}",
+        "storage node {} (generation {}): {said}{has}{knows}",
         one.node, one.generation
     )
 }

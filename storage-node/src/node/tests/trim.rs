@@ -67,7 +67,7 @@ fn offload(record: &Partition) -> Partition {
         crc32c: 0,
         max_timestamp_ms: 0,
     };
-    record.offload(oldest.id, run, 4).unwrap()
+    record.offload(oldest.id, &[run], 4).unwrap()
 }
 
 async fn put(world: &World, record: &Partition) {

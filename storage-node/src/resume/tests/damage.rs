@@ -135,26 +135,6 @@ fn an_unreadable_block_is_limbo_and_never_a_torn_tail() {
 }
 
 #[test]
-fn damage_stops_the_start_of_a_node_with_the_only_copy_and_names_file_and_offset() {
-    let (disk, _, _) = small();
-    let at = 2 * BLOCK_LEN + 100;
-    disk.edit(&journal_name(1), |bytes| bytes[at] ^= 1);
-    let error = open_with(
-        &disk,
-        &Terms {
-            limbo_is_fatal: true,
-            ..terms()
-        },
-    )
-    .unwrap_err();
-    let text = error.to_string();
-    assert!(
-        text.contains("/fault/journal-0000000000000001 is damaged at byte 8192"),
-        "{text}"
-    );
-}
-
-#[test]
 fn limbo_and_the_raised_floor_are_remembered_by_later_starts() {
     let (disk, sent, _) = small();
     disk.edit(&journal_name(1), |bytes| bytes[2 * BLOCK_LEN + 100] ^= 1);

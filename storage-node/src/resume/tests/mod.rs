@@ -37,7 +37,6 @@ fn terms() -> Terms {
         file_len: FILE_LEN,
         commit_bytes_max: 16 << 10,
         budget_bytes: 1 << 30,
-        limbo_is_fatal: false,
         checkpoint: 0,
         revision: Revision(5000),
     }

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use forebay_client::{DeliveryError, RecordMetadata};
+use forebay_proto::v1::ErrorCode;
 
 use super::{Shipped, Shipper};
 use crate::command::ingest::checkpoint::Entry;
@@ -142,11 +143,21 @@ impl Shipper {
             Err(source) => {
                 let (from, to) = input.stretch(number);
                 let name = input.name.to_string();
-                return self.fail(IngestError::Delivery {
-                    name,
-                    from,
-                    to,
-                    source,
+                let forgotten = self.keeper.is_some() && is_forgotten(&source);
+                return self.fail(if forgotten {
+                    IngestError::Forgotten {
+                        name,
+                        from,
+                        to,
+                        source,
+                    }
+                } else {
+                    IngestError::Delivery {
+                        name,
+                        from,
+                        to,
+                        source,
+                    }
                 });
             }
         };
@@ -243,6 +254,15 @@ impl Shipper {
             unacknowledged,
         }
     }
+}
+
+/// Whether the service refused a batch because it knows nothing of who sends it.
+fn is_forgotten(error: &DeliveryError) -> bool {
+    let refusal = match error {
+        DeliveryError::Refused { refusal, .. } | DeliveryError::OutcomeUnknown { refusal, .. } => refusal,
+        _ => return false,
+    };
+    refusal.code == ErrorCode::UnknownProducer
 }
 
 /// What follows once everything that is there was read.

@@ -1,23 +1,16 @@
-//! `partition force-seal`: gets a partition going again whose takeover waits for storage nodes that are lost.
+//! `partition force-seal`: gets a partition going again whose takeover waits for storage nodes that are lost,
+//! for somebody to choose between replicas that contradict each other, or for what cannot be read.
 
 use anyhow::Context as _;
-use clap::Subcommand;
 use forebay_client::Admin;
 use forebay_proto::v1;
 use serde::Serialize;
 
-use super::Usage;
-use super::confirm::confirm;
-use super::topic::view::{Awaited, awaited_text};
-use crate::connect::connect;
+use super::{Range, ranges_text};
+use crate::command::Usage;
+use crate::command::confirm::confirm;
+use crate::command::topic::view::{Awaited, awaited_text};
 use crate::output::{FormatArgs, grouped};
-
-/// What to do with a partition.
-#[derive(Debug, Subcommand)]
-pub enum PartitionCommand {
-    /// End the open segment of a partition that waits for lost storage nodes: what only they had is given up
-    ForceSeal(ForceSealArgs),
-}
 
 /// Which partition, and where its log goes on.
 #[derive(Debug, clap::Args)]
@@ -30,6 +23,10 @@ pub struct ForceSealArgs {
     /// lie above every offset that anybody may have seen
     #[arg(long, value_name = "OFFSET")]
     pub end: Option<u64>,
+    /// Where replicas contradict each other: the storage node whose copy is the right one. What others have
+    /// instead is given up
+    #[arg(long, value_name = "NODE")]
+    pub trust: Option<u32>,
     /// Also where the partition might still be taken over without loss
     #[arg(long)]
     pub force: bool,
@@ -59,6 +56,12 @@ struct Forced {
     end: u64,
     /// Where the lost range ends, and the log goes on.
     next: u64,
+    /// What lies below the end and nobody can read: lost as well.
+    lost: Vec<Range>,
+    /// The storage node whose copy is taken for the right one.
+    trusted: Option<u32>,
+    /// Nothing but what is known of producers is given up.
+    state_only: bool,
     replicas: Vec<Awaited>,
     /// Why it might be taken over without loss.
     still_possible: Option<String>,
@@ -77,6 +80,9 @@ impl Forced {
             committed: end.committed,
             end: end.end,
             next: end.next,
+            lost: end.lost.into_iter().map(Range::from).collect(),
+            trusted: end.trusted,
+            state_only: end.state_only,
             replicas: end.replicas.into_iter().map(Awaited::from).collect(),
             still_possible: (!end.still_possible.is_empty()).then_some(end.still_possible),
             done,
@@ -84,18 +90,12 @@ impl Forced {
     }
 }
 
-impl PartitionCommand {
-    /// Carries it out.
-    pub async fn run(self, servers: &[String]) -> anyhow::Result<()> {
-        match self {
-            Self::ForceSeal(args) => force_seal(&args, &connect(servers).await?.admin()).await,
-        }
-    }
-}
-
-async fn force_seal(args: &ForceSealArgs, admin: &Admin) -> anyhow::Result<()> {
+/// Ends the open segment by force, or says what that would do.
+pub async fn run(args: &ForceSealArgs, admin: &Admin) -> anyhow::Result<()> {
     let name = format!("partition {} of topic {:?}", args.partition, args.topic);
-    let planned = admin.plan_force_seal(&args.topic, args.partition, args.end).await;
+    let planned = admin
+        .plan_force_seal(&args.topic, args.partition, args.end, args.trust)
+        .await;
     let planned = planned.with_context(|| format!("cannot force-seal {name}"))?;
     let told = Forced::of(args, planned.clone(), false);
     if args.dry_run {
@@ -106,17 +106,24 @@ async fn force_seal(args: &ForceSealArgs, admin: &Admin) -> anyhow::Result<()> {
         return Err(Usage(what).into());
     }
     eprintln!("{}", render(&told));
-    let warning = format!(
-        "offsets {} to {} of {name} are given up for good",
-        grouped(told.end),
-        grouped(told.next)
-    );
+    let warning = if told.state_only {
+        format!("what is known of producers of {name} is given up for good")
+    } else {
+        format!(
+            "offsets {} to {} of {name} are given up for good",
+            grouped(told.end),
+            grouped(told.next)
+        )
+    };
     confirm(&warning, &args.topic, args.yes)?;
     let done = admin
         .force_seal(&args.topic, args.partition, planned, args.force)
         .await;
     let done = done.with_context(|| format!("cannot force-seal {name}"))?;
     args.format.print(&Forced::of(args, done, true), |done| {
+        if done.state_only {
+            return format!("{name} is served again, without what was known of its producers");
+        }
         format!(
             "{name} is served again: its log goes on at {}, offsets from {} on are declared lost",
             grouped(done.next),
@@ -126,6 +133,17 @@ async fn force_seal(args: &ForceSealArgs, admin: &Admin) -> anyhow::Result<()> {
 }
 
 fn render(forced: &Forced) -> String {
+    if forced.state_only {
+        let mut text = format!(
+            "partition {} of topic {} waits for what is known of its producers; no record is lost without it, and \
+             a batch that is sent again may be written twice",
+            forced.partition, forced.topic
+        );
+        if let Some(why) = &forced.still_possible {
+            text.push_str(&format!("\nit may still be read: {why}"));
+        }
+        return text;
+    }
     let mut text = format!(
         "segment {}.{} of partition {} of topic {}, open from offset {}",
         forced.epoch,
@@ -142,6 +160,14 @@ fn render(forced: &Forced) -> String {
         grouped(forced.committed)
     ));
     text.push_str(&format!("\nkept: up to {}", grouped(forced.end)));
+    if let Some(trusted) = forced.trusted {
+        text.push_str(&format!(
+            "\nas storage node {trusted} has it; what others have instead is given up"
+        ));
+    }
+    if !forced.lost.is_empty() {
+        text.push_str(&format!("\nlost: damaged offsets {}", ranges_text(&forced.lost)));
+    }
     text.push_str(&format!(
         "\nlost: offsets {} to {}, in which there may have been acknowledged records; the log goes on at {}",
         grouped(forced.end),
@@ -166,6 +192,9 @@ mod tests {
             generation: 1,
             state: state.to_owned(),
             tail,
+            frames: tail.map(|_| 9),
+            hash: tail.map(|_| 0xfeed),
+            committed: tail.map(|_| 1_200),
         };
         let end = v1::ForcedEnd {
             partition_id: 7,
@@ -177,11 +206,18 @@ mod tests {
             next: 4_294_968_546,
             replicas: vec![awaited(1, "ANSWERED", Some(1_250)), awaited(2, "AWAY", None)],
             still_possible: String::new(),
+            lost: vec![v1::OffsetRange {
+                base: 1_010,
+                end: 1_020,
+            }],
+            trusted: Some(1),
+            state_only: false,
         };
         let args = ForceSealArgs {
             topic: "orders".to_owned(),
             partition: 4,
             end: None,
+            trust: Some(1),
             force: false,
             dry_run: true,
             yes: false,
@@ -195,6 +231,9 @@ mod tests {
             "storage node 1 (generation 1): answered, has it up to 1,250",
             "storage node 2 (generation 1): away",
             "known to be committed: up to 1,200",
+            "9 frames with hash 000000000000feed, told that 1,200 is committed",
+            "lost: damaged offsets 1,010 to 1,020",
+            "as storage node 1 has it",
             "lost: offsets 1,250 to 4,294,968,546",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
