@@ -345,8 +345,8 @@ fn objects_that_were_written_after_the_backup_are_listed_again_and_nothing_is_lo
 fn what_no_object_and_no_node_has_is_declared_with_its_offsets() {
     // The second segment's object is missing; of the first one a piece was declared lost.
     let found = [run(id(1, 1), 0, 4), run(id(1, 1), 6, 9), run(id(2, 1), 30, 50)];
-    let held = BTreeMap::from([held(id(2, 2), 21, 50, 60, 61)]);
-    let planned = plan(&backup(), &held, &found, 99, 42);
+    let on_nodes = BTreeMap::from([held(id(2, 2), 21, 50, 60, 61)]);
+    let planned = plan(&backup(), &on_nodes, &found, 99, 42);
     assert_eq!(planned.offloaded, [id(1, 1), id(2, 1)]);
     let lost: Vec<_> = planned.lost.iter().map(|gap| (gap.base.0, gap.end.0)).collect();
     assert_eq!(lost, [(4, 6), (9, 10), (10, 30)]);
@@ -357,8 +357,8 @@ fn what_no_object_and_no_node_has_is_declared_with_its_offsets() {
         planned.record
     );
     // What a node still has is not jumped over.
-    let held = BTreeMap::from([held(id(1, 2), 11, 10, 30, 30)]);
-    let planned = plan(&backup(), &held, &found, 99, 42);
+    let on_nodes = BTreeMap::from([held(id(1, 2), 11, 10, 30, 30)]);
+    let planned = plan(&backup(), &on_nodes, &found, 99, 42);
     assert_eq!(planned.offloaded, [id(1, 1)]);
     assert_eq!(planned.record.chain[0].id, id(1, 2));
 }
