@@ -259,5 +259,5 @@ fn a_segment_without_a_copy_leaves_the_chain_and_the_next_one_is_offloaded() {
         Action::Offload { segment, piece, .. } => Some((segment.id, *piece)),
         _ => None,
     });
-    assert_eq!(offloads.last(), Some((id(2), (Offset(10), Offset(20)))));
+    assert_eq!(offloads.next_back(), Some((id(2), (Offset(10), Offset(20)))));
 }
