@@ -255,7 +255,7 @@ fn a_segment_without_a_copy_leaves_the_chain_and_the_next_one_is_offloaded() {
     assert_eq!(case.owner.record().chain.len(), 1);
     case.act(|owner, ctx| owner.on_offloaded(id(1), None, ctx));
     case.pass(70);
-    let offloads = case.out.iter().filter_map(|action| match action {
+    let mut offloads = case.out.iter().filter_map(|action| match action {
         Action::Offload { segment, piece, .. } => Some((segment.id, *piece)),
         _ => None,
     });
