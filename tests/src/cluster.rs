@@ -76,8 +76,7 @@ impl Cluster {
         for id in 1..=brokers {
             cluster.add_broker(binary, id)?;
         }
-        let process = cluster.launch(binary, "proxy1", "proxy", "", 0)?;
-        cluster.proxies.push(process);
+        cluster.add_proxy(binary)?;
         Ok(cluster)
     }
 
@@ -101,13 +100,32 @@ impl Cluster {
     /// # Errors
     /// Where it does not start.
     pub fn add_broker(&mut self, binary: &Path, id: u32) -> anyhow::Result<()> {
+        self.add_broker_with(binary, id, &[])
+    }
+
+    /// The same with settings of its own, each as in `--set`.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn add_broker_with(&mut self, binary: &Path, id: u32, own: &[String]) -> anyhow::Result<()> {
         let extra = format!(
             "[broker]\nid = {id}\ndata_listen = \"tcp://127.0.0.1:0\"\nsession_ttl = \"3s\"\n{}\n",
             self.settings.broker
         );
         let name = format!("broker{}", self.brokers.len() + 1);
-        let process = self.launch(binary, &name, "broker,controller", &extra, 0)?;
+        let process = self.launch_with(binary, &name, "broker,controller", &extra, 0, own)?;
         self.brokers.push(process);
+        Ok(())
+    }
+
+    /// Starts one more proxy.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn add_proxy(&mut self, binary: &Path) -> anyhow::Result<()> {
+        let name = format!("proxy{}", self.proxies.len() + 1);
+        let process = self.launch(binary, &name, "proxy", "", 0)?;
+        self.proxies.push(process);
         Ok(())
     }
 
@@ -118,6 +136,18 @@ impl Cluster {
         roles: &str,
         extra: &str,
         place: usize,
+    ) -> anyhow::Result<Process> {
+        self.launch_with(binary, name, roles, extra, place, &[])
+    }
+
+    fn launch_with(
+        &self,
+        binary: &Path,
+        name: &str,
+        roles: &str,
+        extra: &str,
+        place: usize,
+        own: &[String],
     ) -> anyhow::Result<Process> {
         let zones = &self.settings.zones;
         let zone = zones.get(place % zones.len().max(1)).map_or("", String::as_str);
@@ -131,7 +161,8 @@ impl Cluster {
         let args = ["serve", "--roles", roles, "--config"]
             .map(str::to_owned)
             .into_iter();
-        let args: Vec<_> = args.chain([path.display().to_string()]).collect();
+        let own = own.iter().flat_map(|one| ["--set".to_owned(), one.clone()]);
+        let args: Vec<_> = args.chain([path.display().to_string()]).chain(own).collect();
         Process::start(name, binary, &args, self.folder.path())
     }
 

@@ -9,6 +9,7 @@
 pub mod cluster;
 pub mod collector;
 pub mod etcd;
+pub mod gate;
 pub mod load;
 pub mod process;
 pub mod service;

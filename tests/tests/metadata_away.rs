@@ -1,4 +1,5 @@
-//! Real processes: etcd is away for longer than any session lives. What is open goes on.
+//! Real processes: etcd is away for longer than any session lives, from all or from one broker. What is
+//! open goes on, and nobody stays with a broker that was replaced.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,9 +12,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use forebay_client::{
-    Client, Consumer, ConsumerConfig, Producer, ProducerConfig, ProducerRecord, StartPosition,
+    Client, ClientConfig, Consumer, ConsumerConfig, Producer, ProducerConfig, ProducerRecord, StartPosition,
 };
 use forebay_tests::cluster::Cluster;
+use forebay_tests::gate::Gate;
 use forebay_tests::load;
 
 const PARTITIONS: u32 = 4;
@@ -122,4 +124,76 @@ async fn without_etcd_what_is_open_is_written_and_read_and_nobody_ends() {
     let found = load::read(&client, "busy", PARTITIONS).await.unwrap();
     assert_eq!(found.len(), (rounds + 2) * PARTITIONS as usize);
     producer.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_leave_a_broker_that_was_replaced_and_cannot_know() {
+    let settings = "[controller]\nrebalance = false\n";
+    let mut cluster = Cluster::start_with(binary(), 3, 0, settings).unwrap();
+    let etcd = cluster.etcd.endpoint();
+    let gate = Gate::open(etcd.trim_start_matches("http://").parse().unwrap())
+        .await
+        .unwrap();
+    let behind = format!("metadata.etcd=[\"http://{}\"]", gate.address());
+    cluster.add_broker_with(binary(), 1, &[behind]).unwrap();
+    cluster.add_proxy(binary()).unwrap();
+    let of = |proxy: usize| ClientConfig::new([cluster.proxies[proxy].grpc.to_string()]);
+    let (writing, reading) = (
+        Client::connect(of(0)).await.unwrap(),
+        Client::connect(of(1)).await.unwrap(),
+    );
+    writing
+        .admin()
+        .create_topic("busy", PARTITIONS, BTreeMap::new())
+        .await
+        .unwrap();
+    let producer = writing.producer(ProducerConfig::default()).await.unwrap();
+    let mut consumer = reading.consumer(ConsumerConfig::default()).unwrap();
+    for partition in 0..PARTITIONS {
+        consumer
+            .assign("busy", partition, StartPosition::Earliest)
+            .await
+            .unwrap();
+    }
+    write_round(&producer, "busy", PARTITIONS, "before").await;
+    tail(&mut consumer, "before").await;
+    cluster.add_broker(binary(), 2).unwrap();
+    assert!(
+        owners(&writing, "busy")
+            .await
+            .iter()
+            .all(|(_, owner)| *owner == 1)
+    );
+
+    gate.set_open(false);
+    let deadline = Instant::now() + DEADLINE;
+    while owners(&writing, "busy")
+        .await
+        .iter()
+        .any(|(_, owner)| *owner != 2)
+    {
+        assert!(Instant::now() < deadline, "nobody took over");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // By a proxy that has never heard of the first broker, which so gets nothing that would be refused.
+    cluster.add_proxy(binary()).unwrap();
+    let fresh = ClientConfig::new([cluster.proxies[2].grpc.to_string()]);
+    let fresh = Client::connect(fresh).await.unwrap();
+    let other = fresh.producer(ProducerConfig::default()).await.unwrap();
+    write_round(&other, "busy", PARTITIONS, "by the other").await;
+    tail(&mut consumer, "by the other").await;
+    let log = cluster.brokers[0].log();
+    assert!(
+        log.contains("nobody confirms that this broker still owns it"),
+        "{log}"
+    );
+
+    // It hears that its session is over, and ends for good.
+    gate.set_open(true);
+    while !cluster.brokers[0].log().contains("session of broker b1 is lost") {
+        assert!(Instant::now() < deadline, "{}", cluster.brokers[0].log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    producer.close().await.unwrap();
+    other.close().await.unwrap();
 }
