@@ -123,7 +123,10 @@ impl Validate for Config {
         let rate = self.scrub_rate;
         if rate.as_u64() < SCRUB_RATE_MIN {
             let least = ByteSize::bytes(SCRUB_RATE_MIN);
-            return Err(ConfigError::invalid("scrub_rate", format!("{rate} is below {least}")));
+            return Err(ConfigError::invalid(
+                "scrub_rate",
+                format!("{rate} is below {least}"),
+            ));
         }
         match self.disk_budget_bytes.as_u64() {
             0 => Ok(()),

@@ -72,9 +72,7 @@ pub(crate) fn place(entries: &mut Vec<Entry>, entry: Entry) -> Option<Entry> {
         return None;
     }
     match entries.binary_search_by_key(&entry.number, |one| one.number) {
-        Ok(at) => entries
-            .get_mut(at)
-            .map(|held| std::mem::replace(held, entry)),
+        Ok(at) => entries.get_mut(at).map(|held| std::mem::replace(held, entry)),
         Err(at) => {
             entries.insert(at, entry);
             None
@@ -423,7 +421,9 @@ impl Index {
             if segment.scattered.load(Ordering::Acquire) {
                 for entry in entries.iter() {
                     let range = ranges.partition_point(|range| range.end <= entry.position);
-                    let inside = ranges.get(range).is_some_and(|range| range.contains(&entry.position));
+                    let inside = ranges
+                        .get(range)
+                        .is_some_and(|range| range.contains(&entry.position));
                     if let Some(used) = survey.used.get_mut(range).filter(|_| inside) {
                         *used = true;
                         first = Some(first.map_or(range, |first: usize| first.min(range)));

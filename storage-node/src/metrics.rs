@@ -283,7 +283,10 @@ impl ScrubMetrics {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let metrics = metrics.scope("storage");
         Self {
-            bytes: metrics.counter("scrub_bytes", "Bytes of live frames read back to see whether they are right"),
+            bytes: metrics.counter(
+                "scrub_bytes",
+                "Bytes of live frames read back to see whether they are right",
+            ),
             passes: metrics.counter("scrub_passes", "Times that all live frames were read back"),
             last_pass: metrics.gauge(
                 "scrub_last_pass_seconds",

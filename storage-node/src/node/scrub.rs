@@ -148,7 +148,10 @@ impl Scrubber {
             return;
         }
         let reader = self.reader.clone();
-        let read = self.shared.execution.run(&*self.clock, move || reader.verify(&step));
+        let read = self
+            .shared
+            .execution
+            .run(&*self.clock, move || reader.verify(&step));
         let read = read.await.unwrap_or_default();
         self.metrics.bytes.inc_by(read);
         let pause_ms = read.saturating_mul(1_000) / pass.bytes_per_second.max(1);
@@ -176,7 +179,8 @@ impl Scrubber {
         self.metrics.passes.inc();
         let ended_ms = self.clock.now_unix_ms();
         self.metrics.last_pass.set(ended_ms / 1_000);
-        self.shared.set_scrubbed(u64::try_from(ended_ms).unwrap_or_default());
+        self.shared
+            .set_scrubbed(u64::try_from(ended_ms).unwrap_or_default());
     }
 
     /// Finds the next frames of a pass.

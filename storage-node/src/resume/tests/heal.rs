@@ -70,7 +70,11 @@ impl Node {
             (sent.frames.len(), sent.writer.hash, sent.writer.next),
             "{what}"
         );
-        assert_eq!(self.read(id, Offset(sent.base)).unwrap(), sent.data(state.frames), "{what}");
+        assert_eq!(
+            self.read(id, Offset(sent.base)).unwrap(),
+            sent.data(state.frames),
+            "{what}"
+        );
         let sealed = self.reader().sealed(&SealedRequest {
             segment: id,
             generation: GENERATION,
@@ -79,7 +83,11 @@ impl Node {
             max_bytes: 1 << 20,
         });
         assert_eq!(sealed.unwrap().len(), sent.frames.len(), "{what}");
-        let held: u64 = sent.frames.iter().map(|frame| frame.header.frame_len() as u64).sum();
+        let held: u64 = sent
+            .frames
+            .iter()
+            .map(|frame| frame.header.frame_len() as u64)
+            .sum();
         assert_eq!(self.resumed.index.get(id).unwrap().bytes(), held, "{what}");
     }
 }
@@ -211,7 +219,13 @@ fn a_replica_heals_only_by_the_bytes_it_had_and_only_from_a_hole_on() {
     let one = &sent[1];
     rot(&disk, &node, one, 1, 100);
     assert_eq!(node.scrub(), 1);
-    assert_eq!(node.copy(one, 0..0), Ok(Copied { frames: 1, tail: one.frames[0].header.end }));
+    assert_eq!(
+        node.copy(one, 0..0),
+        Ok(Copied {
+            frames: 1,
+            tail: one.frames[0].header.end
+        })
+    );
     assert_eq!(
         node.copy(one, 2..3),
         Err(NodeFailure::Behind(one.frames[0].header.end))
@@ -278,7 +292,12 @@ fn damage_found_by_a_start_heals_in_the_same_way() {
         disk.edit(&journal_name(1), |bytes| bytes[at] ^= 1 << (at % 8));
         let Ok(mut node) = open(&disk) else { continue };
         for one in &sent {
-            if node.resumed.core.segment(one.writer.segment).is_some_and(|state| state.limbo) {
+            if node
+                .resumed
+                .core
+                .segment(one.writer.segment)
+                .is_some_and(|state| state.limbo)
+            {
                 healed += 1;
             }
             node.heal(one);

@@ -10,7 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use forebay_proto::data::replica::{Copied, FenceItem, FencedState, FromNode, NodeFailure, ReadRequest, Refusal};
+use forebay_proto::data::replica::{
+    Copied, FenceItem, FencedState, FromNode, NodeFailure, ReadRequest, Refusal,
+};
 use forebay_record::frame::Frame;
 use forebay_record::{Epoch, Generation, Offset, SegmentId};
 use forebay_runtime::random::SeededRandom;
