@@ -32,6 +32,8 @@ const STEP_BYTES: u64 = 1 << 20;
 const WINDOW: u64 = 64 << 20;
 /// Bytes a second below which it is not worth going slower.
 const RATE_MIN: u64 = 1 << 20;
+/// Pause after positions in which no frame is left.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// Time between two messages to brokers about what is damaged.
 const TELL_EVERY: Duration = Duration::from_secs(15);
 
@@ -132,8 +134,13 @@ impl Scrubber {
             Some(pass) => pass,
             None => self.begin(),
         };
-        while pass.frames.is_empty() && pass.at < pass.until {
+        if pass.frames.is_empty() && pass.at < pass.until {
             self.look_up(&mut pass).await;
+            if pass.frames.is_empty() && pass.at < pass.until {
+                self.next_step = self.clock.monotonic() + LOOK_PAUSE;
+                self.pass = Some(pass);
+                return;
+            }
         }
         let (mut step, mut bytes) = (Vec::new(), 0);
         while let Some((_, entry)) = pass.frames.front()
