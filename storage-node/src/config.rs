@@ -12,6 +12,8 @@ use crate::journal::files::{FILE_LEN_MIN, RESERVED_FILES};
 /// Fewest files that a budget must have room for: one to write, one to go on with, the reserve.
 const FILES_MIN: u64 = 2 + RESERVED_FILES as u64;
 const COMMIT_BYTES: (u64, u64) = (64 << 10, 64 << 20);
+/// A slower scrub would never come to an end.
+const SCRUB_RATE_MIN: u64 = 64 << 10;
 /// What the superblock and the lock take of a budget.
 const SIDE_FILES_BYTES: u64 = 64 << 10;
 /// Files of a budget, where their size is not set.
@@ -46,6 +48,10 @@ pub struct Config {
     /// How long a segment that nobody needs any more stays for readers that catch up, once the disk
     /// is more than 60 % full; five times as long before, not at all from 75 % on.
     pub trim_grace: HumanDuration,
+    /// How often all live frames are read back from the disk to see whether they are right; 0 for never.
+    pub scrub_interval: HumanDuration,
+    /// Most bytes that are read for that in a second.
+    pub scrub_rate: ByteSize,
 }
 
 impl Default for Config {
@@ -61,6 +67,8 @@ impl Default for Config {
             data_address: String::new(),
             control_address: String::new(),
             trim_grace: HumanDuration::secs(120),
+            scrub_interval: HumanDuration::secs(6 * 3600),
+            scrub_rate: ByteSize::mib(32),
         }
     }
 }
@@ -112,6 +120,14 @@ impl Validate for Config {
             let reason = format!("{} is outside {range}", self.commit_bytes_max);
             return Err(ConfigError::invalid("commit_bytes_max", reason));
         }
+        let rate = self.scrub_rate;
+        if rate.as_u64() < SCRUB_RATE_MIN {
+            let least = ByteSize::bytes(SCRUB_RATE_MIN);
+            return Err(ConfigError::invalid(
+                "scrub_rate",
+                format!("{rate} is below {least}"),
+            ));
+        }
         match self.disk_budget_bytes.as_u64() {
             0 => Ok(()),
             budget => self.check_budget(budget),
@@ -160,6 +176,13 @@ mod tests {
                     ..base()
                 },
                 "journal_file_bytes",
+            ),
+            (
+                Config {
+                    scrub_rate: ByteSize::bytes(0),
+                    ..base()
+                },
+                "scrub_rate",
             ),
             (
                 Config {

@@ -7,6 +7,8 @@
 //! the disk is final: nothing is written any more, nobody is told that anything is durable, reads
 //! go on.
 
+mod damage;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -136,6 +138,8 @@ pub(crate) struct Core {
     wanted: Admission,
     queue_delay_us: u32,
     written: Written,
+    /// Damaged segments that are whole again, not told yet.
+    healed: u64,
     last_commit_bytes: u64,
     last_commit: CommitTimes,
 }
@@ -156,6 +160,7 @@ impl Core {
             wanted: Admission::All,
             queue_delay_us: 0,
             written: Written::default(),
+            healed: 0,
             last_commit_bytes: 0,
             last_commit: CommitTimes::default(),
         };
@@ -515,6 +520,11 @@ impl Core {
         std::mem::take(&mut self.written)
     }
 
+    /// Damaged segments that came to be whole again since the last time.
+    pub(crate) fn take_healed(&mut self) -> u64 {
+        std::mem::take(&mut self.healed)
+    }
+
     pub(crate) const fn last_commit_bytes(&self) -> u64 {
         self.last_commit_bytes
     }
@@ -586,15 +596,13 @@ impl Core {
         }
         for (segment, entries) in std::mem::take(&mut self.staged) {
             if let Some(state) = self.parts.replica.segment(segment) {
-                self.parts.index.publish(&state, &entries);
-                self.show_copy(&state);
+                self.publish(&state, &entries);
             }
             self.changed.remove(&segment);
         }
         for segment in std::mem::take(&mut self.changed) {
             if let Some(state) = self.parts.replica.segment(segment) {
-                self.parts.index.publish(&state, &[]);
-                self.show_copy(&state);
+                self.publish(&state, &[]);
             }
         }
         let queue_delay_us = std::mem::take(&mut self.queue_delay_us);
@@ -605,8 +613,14 @@ impl Core {
         self.out.extend(replies);
     }
 
-    /// Tells the index whether a copy is under way.
-    fn show_copy(&self, state: &SegmentState) {
+    /// Shows a segment to readers, and whether a copy of it is under way.
+    fn publish(&mut self, state: &SegmentState, entries: &[Entry]) {
+        let healed = !state.limbo && !state.copied && self.parts.index.is_in_limbo(state.segment);
+        self.parts.index.publish(state, entries);
+        if healed {
+            self.healed += 1;
+            tracing::info!(segment = %state.segment, tail = %state.tail, "a damaged segment is whole again");
+        }
         if state.copied {
             let copying = self.parts.replica.is_copying(state.segment);
             self.parts.index.copying(state.segment, copying);

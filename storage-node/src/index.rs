@@ -5,6 +5,9 @@
 //! the fsync that covers its frame, so a reader never sees bytes that a crash could take back.
 //! A trimmed segment leaves only after its trim is durable, and a journal file is free once no entry
 //! lies in it. Locks are held to copy entries, never over I/O.
+//!
+//! The entry of a frame that is found to be damaged leaves at once, and its segment is in limbo from
+//! that moment: before the mark is durable, and until all that was lost is here again.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
@@ -62,6 +65,26 @@ impl Entry {
     }
 }
 
+/// Puts an entry in its place by number, instead of one that has the same. Returns that.
+pub(crate) fn place(entries: &mut Vec<Entry>, entry: Entry) -> Option<Entry> {
+    if entries.last().is_none_or(|last| last.number < entry.number) {
+        entries.push(entry);
+        return None;
+    }
+    match entries.binary_search_by_key(&entry.number, |one| one.number) {
+        Ok(at) => entries.get_mut(at).map(|held| std::mem::replace(held, entry)),
+        Err(at) => {
+            entries.insert(at, entry);
+            None
+        }
+    }
+}
+
+/// Whether positions rise with numbers: always, but where damaged frames were replaced.
+fn is_in_order(entries: &[Entry]) -> bool {
+    entries.is_sorted_by_key(|entry| entry.position)
+}
+
 /// The durable part of a segment.
 #[derive(Debug)]
 pub struct SegmentIndex {
@@ -71,6 +94,10 @@ pub struct SegmentIndex {
     bytes: AtomicU64,
     fenced: AtomicBool,
     limbo: AtomicBool,
+    /// A frame was found to be damaged, and the journal thread has not marked that yet.
+    damaged: AtomicBool,
+    /// Positions do not rise with numbers.
+    scattered: AtomicBool,
     /// One more than the epoch by which it was copied, 0 where it is no copy.
     copied_by: AtomicU64,
     /// The copy is being made.
@@ -116,6 +143,8 @@ impl SegmentIndex {
             bytes: AtomicU64::new(entries.iter().map(Entry::frame_len).sum()),
             fenced: AtomicBool::new(state.fenced.is_some()),
             limbo: AtomicBool::new(state.limbo),
+            damaged: AtomicBool::new(false),
+            scattered: AtomicBool::new(!is_in_order(&entries)),
             copied_by: AtomicU64::new(copied_by(state)),
             copying: AtomicBool::new(false),
             entries: RwLock::new(entries),
@@ -154,7 +183,79 @@ impl SegmentIndex {
 
     /// Bytes may be missing.
     pub fn is_limbo(&self) -> bool {
-        self.limbo.load(Ordering::Acquire)
+        self.limbo.load(Ordering::Acquire) || self.damaged.load(Ordering::Acquire)
+    }
+
+    /// In limbo: what is missing between the frames that are here, and before the first, as far as
+    /// these tell; each first and end offset. At most `max`.
+    pub fn holes(&self, max: usize) -> Vec<(Offset, Offset)> {
+        if !self.is_limbo() {
+            return Vec::new();
+        }
+        let entries = self.entries.read();
+        let mut holes = Vec::new();
+        let (mut number, mut next) = (0, self.base);
+        for entry in entries.iter() {
+            if entry.number != number {
+                holes.push((next, entry.first));
+            }
+            (number, next) = (entry.number.saturating_add(1), entry.end);
+            if holes.len() >= max {
+                break;
+            }
+        }
+        holes
+    }
+
+    /// Takes out the entry of a frame that is damaged; false where it is not held any more.
+    fn damage(&self, bad: &Entry) -> bool {
+        let mut entries = self.entries.write();
+        let at = entries.binary_search_by_key(&bad.number, |entry| entry.number);
+        let Some(at) = at.ok().filter(|at| entries.get(*at) == Some(bad)) else {
+            return false;
+        };
+        entries.remove(at);
+        self.damaged.store(true, Ordering::Release);
+        self.bytes.fetch_sub(bad.frame_len(), Ordering::Relaxed);
+        true
+    }
+
+    /// Adds durable frames. What comes out of limbo ends where its state says: what may lie beyond is
+    /// of no use to anybody.
+    fn add(&self, state: &SegmentState, new: &[Entry]) {
+        let mut entries = self.entries.write();
+        let mut bytes = self.bytes.load(Ordering::Relaxed);
+        for entry in new {
+            let after_last = entries
+                .last()
+                .is_none_or(|last| last.number < entry.number && last.position < entry.position);
+            if !after_last {
+                self.scattered.store(true, Ordering::Release);
+            }
+            let replaced = place(&mut entries, *entry).map_or(0, |replaced| replaced.frame_len());
+            bytes = (bytes + entry.frame_len()).saturating_sub(replaced);
+        }
+        if self.limbo.load(Ordering::Acquire) && !state.limbo {
+            let kept = entries.partition_point(|entry| entry.number < state.frames);
+            let dropped: u64 = entries.drain(kept..).map(|entry| entry.frame_len()).sum();
+            bytes = bytes.saturating_sub(dropped);
+        }
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Calls for each entry in a range of positions.
+    fn for_each_within(&self, range: &Range<u64>, mut take: impl FnMut(&Entry)) {
+        let entries = self.entries.read();
+        let inside = |entry: &&Entry| range.contains(&entry.position);
+        if self.scattered.load(Ordering::Acquire) {
+            entries.iter().filter(inside).for_each(take);
+            return;
+        }
+        let start = entries.partition_point(|entry| entry.position < range.start);
+        let rest = entries.get(start..).unwrap_or_default();
+        for entry in rest.iter().take_while(inside) {
+            take(entry);
+        }
     }
 
     /// Epoch of the owner whose copy it is, where that may still be named by a record.
@@ -184,7 +285,7 @@ impl SegmentIndex {
     /// Whether a frame is held, and where the entry says.
     pub fn has(&self, wanted: &Entry) -> bool {
         let entries = self.entries.read();
-        let at = entries.binary_search_by_key(&wanted.position, |entry| entry.position);
+        let at = entries.binary_search_by_key(&wanted.number, |entry| entry.number);
         at.is_ok_and(|at| entries.get(at) == Some(wanted))
     }
 
@@ -317,6 +418,20 @@ impl Index {
         for (id, segment) in segments {
             let entries = segment.entries.read();
             let (mut at, mut first) = (0, None);
+            if segment.scattered.load(Ordering::Acquire) {
+                for entry in entries.iter() {
+                    let range = ranges.partition_point(|range| range.end <= entry.position);
+                    let inside = ranges
+                        .get(range)
+                        .is_some_and(|range| range.contains(&entry.position));
+                    if let Some(used) = survey.used.get_mut(range).filter(|_| inside) {
+                        *used = true;
+                        first = Some(first.map_or(range, |first: usize| first.min(range)));
+                    }
+                }
+                survey.first.extend(first.map(|first| (id, first)));
+                continue;
+            }
             // From file to file: the entries between are passed over.
             while let Some(entry) = entries.get(at) {
                 let range = ranges.partition_point(|range| range.end <= entry.position);
@@ -336,6 +451,53 @@ impl Index {
             survey.first.extend(first.map(|first| (id, first)));
         }
         survey
+    }
+
+    /// Frames in a range of positions, by position. Read while the journal goes on: each was durable
+    /// when it was found.
+    pub fn within(&self, range: &Range<u64>) -> Vec<(SegmentId, Entry)> {
+        let segments: Vec<_> = self
+            .segments
+            .read()
+            .iter()
+            .map(|(id, segment)| (*id, Arc::clone(segment)))
+            .collect();
+        let mut found = Vec::new();
+        for (id, segment) in segments {
+            segment.for_each_within(range, |entry| found.push((id, *entry)));
+        }
+        found.sort_unstable_by_key(|(_, entry)| entry.position);
+        found
+    }
+
+    /// Takes out the entry of a frame that is damaged, and puts its segment into limbo; false where the
+    /// frame is not held any more, or somebody else was first.
+    pub(crate) fn damage(&self, segment: SegmentId, bad: &Entry) -> bool {
+        self.get(segment).is_some_and(|segment| segment.damage(bad))
+    }
+
+    /// Whether bytes of a segment may be missing.
+    pub(crate) fn is_in_limbo(&self, segment: SegmentId) -> bool {
+        self.get(segment).is_some_and(|segment| segment.is_limbo())
+    }
+
+    /// What was found to be damaged of a segment does not matter: it belongs to it no more.
+    pub(crate) fn clear_damage(&self, segment: SegmentId) {
+        if let Some(segment) = self.get(segment) {
+            segment.damaged.store(false, Ordering::Release);
+        }
+    }
+
+    /// Segments that may lack bytes, and are no copies under way.
+    pub(crate) fn damaged(&self, max: usize) -> Vec<(SegmentId, Arc<SegmentIndex>)> {
+        let segments = self.segments.read();
+        let damaged = segments
+            .iter()
+            .filter(|(_, segment)| segment.is_limbo() && !segment.copying.load(Ordering::Acquire));
+        damaged
+            .take(max)
+            .map(|(id, segment)| (*id, Arc::clone(segment)))
+            .collect()
     }
 
     /// Whether a frame is still held where its entry says.
@@ -363,11 +525,12 @@ impl Index {
                 self.segments.write().entry(state.segment).or_insert(new).clone()
             }
         };
-        segment.entries.write().extend_from_slice(entries);
-        let bytes = entries.iter().map(Entry::frame_len).sum();
-        segment.bytes.fetch_add(bytes, Ordering::Relaxed);
+        segment.add(state, entries);
         segment.fenced.store(state.fenced.is_some(), Ordering::Release);
         segment.limbo.store(state.limbo, Ordering::Release);
+        if state.limbo {
+            segment.damaged.store(false, Ordering::Release);
+        }
         segment.copied_by.store(copied_by(state), Ordering::Release);
         segment.committed.fetch_max(state.committed.0, Ordering::AcqRel);
         // Last: who sees the tail finds everything below it.

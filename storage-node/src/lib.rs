@@ -8,6 +8,7 @@ mod config;
 mod content;
 mod control;
 mod core;
+mod damage;
 pub mod disk;
 mod index;
 pub mod journal;
@@ -19,6 +20,7 @@ mod read;
 mod register;
 pub mod replica;
 mod resume;
+mod scrub;
 mod superblock;
 #[cfg(test)]
 mod testing;

@@ -17,6 +17,7 @@ use crate::trim::Figures;
 pub(crate) struct NodeMetrics {
     pub data_bytes: Counter,
     pub copied_bytes: Counter,
+    pub healed_segments: Counter,
     pub overhead_bytes: Counter,
     pub zeroed_bytes: Counter,
     pub fsyncs: Counter,
@@ -53,6 +54,10 @@ impl NodeMetrics {
             copied_bytes: metrics.counter(
                 "copied_bytes",
                 "Bytes of frames that came from another storage node's copy of a segment",
+            ),
+            healed_segments: metrics.counter(
+                "healed_segments",
+                "Damaged segments that are whole again, because a peer gave what was missing",
             ),
             data_bytes: metrics.counter("journal_data_bytes", "Bytes of frames written to the journal"),
             overhead_bytes: metrics.counter(
@@ -260,6 +265,37 @@ impl UploadMetrics {
                 "Copies into the object store that failed; the owner asks again",
             ),
             running: metrics.gauge("uploads_running", "Copies into the object store under way"),
+        }
+    }
+}
+
+/// What is counted about reading live frames back.
+#[derive(Debug, Clone)]
+pub(crate) struct ScrubMetrics {
+    pub bytes: Counter,
+    pub passes: Counter,
+    pub last_pass: Gauge,
+    /// Also those that readers met.
+    pub damaged_frames: Counter,
+}
+
+impl ScrubMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let metrics = metrics.scope("storage");
+        Self {
+            bytes: metrics.counter(
+                "scrub_bytes",
+                "Bytes of live frames read back to see whether they are right",
+            ),
+            passes: metrics.counter("scrub_passes", "Times that all live frames were read back"),
+            last_pass: metrics.gauge(
+                "scrub_last_pass_seconds",
+                "When all live frames were last read back, seconds since 1970; 0 before the first time",
+            ),
+            damaged_frames: metrics.counter(
+                "damaged_frames",
+                "Stored frames that the scrub or a reader found to be damaged, each counted once",
+            ),
         }
     }
 }

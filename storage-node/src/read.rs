@@ -19,6 +19,7 @@ use forebay_runtime::mutant::{self, Mutant};
 
 use crate::buffer::Buffer;
 use crate::content::batches;
+use crate::damage::Damages;
 use crate::disk::BLOCK_LEN_U64;
 use crate::index::{Entry, Index, SegmentIndex};
 use crate::journal::files::{FileTable, JournalFile};
@@ -40,6 +41,8 @@ pub(crate) struct Reader {
     pub generation: Generation,
     pub index: Arc<Index>,
     pub table: Arc<FileTable>,
+    /// Where to bring frames that are damaged.
+    pub damages: Arc<Damages>,
 }
 
 impl Reader {
@@ -293,7 +296,7 @@ impl Reader {
 
     /// A segment may be trimmed while it is read. Its files are written again only after every reader
     /// let go of them, but one that was not taken hold of yet is no longer found, or found to be
-    /// another: then the segment is gone, and nothing is damaged.
+    /// another: then the segment is gone, and nothing is damaged. A frame that is damaged is brought up.
     pub(crate) fn headers_and_frames(
         &self,
         segment: SegmentId,
@@ -303,13 +306,13 @@ impl Reader {
         match self.stored_frames(segment, entries, take) {
             Ok(()) => Ok(()),
             Err(Misread::Failed(failure)) => Err(failure),
-            Err(Misread::Wrong { entry, .. }) if !self.index.has(segment, &entry) => {
-                Err(NodeFailure::NotFound)
-            }
-            Err(Misread::Wrong { entry, place }) => {
-                let (file, at) = place.unwrap_or_default();
-                tracing::error!(%segment, number = entry.number, file, at, "a stored frame is corrupt");
-                Err(NodeFailure::Corrupt)
+            Err(Misread::Wrong(entry)) => {
+                self.suspect(segment, &entry);
+                // A segment that is held as ever may only have had the frame's place changed.
+                Err(match self.index.get(segment) {
+                    Some(_) => NodeFailure::Corrupt,
+                    None => NodeFailure::NotFound,
+                })
             }
         }
     }
@@ -322,11 +325,8 @@ impl Reader {
     ) -> Result<(), Misread> {
         let mut rest = entries;
         while let Some((first, _)) = rest.split_first() {
-            let (file, file_end) = self.table.find(first.position).ok_or(Misread::Wrong {
-                entry: *first,
-                place: None,
-            })?;
-            let (run, after) = rest.split_at(run_len(rest, file_end));
+            let (file, file_end) = self.table.find(first.position).ok_or(Misread::Wrong(*first))?;
+            let (run, after) = rest.split_at(run_len(rest, file_end, RUN_MAX));
             let end = run
                 .last()
                 .map_or(first.position, |last| last.position + last.frame_len());
@@ -341,10 +341,7 @@ impl Reader {
                     Bytes::new()
                 };
                 let Some((header, payload)) = check(segment, entry, &frame) else {
-                    return Err(Misread::Wrong {
-                        entry: *entry,
-                        place: Some((file.name(), entry.position - file.header.start)),
-                    });
+                    return Err(Misread::Wrong(*entry));
                 };
                 if !take(entry, &header, payload) {
                     return Ok(());
@@ -360,15 +357,12 @@ impl Reader {
 enum Misread {
     /// The bytes at this place are not those of the frame that the index expects, or no file has its
     /// position.
-    Wrong {
-        entry: Entry,
-        place: Option<(String, u64)>,
-    },
+    Wrong(Entry),
     Failed(NodeFailure),
 }
 
 /// The journal's bytes between two positions of one file.
-fn load(file: &JournalFile, start: u64, end: u64) -> Result<Bytes, NodeFailure> {
+pub(crate) fn load(file: &JournalFile, start: u64, end: u64) -> Result<Bytes, NodeFailure> {
     let place = start - file.header.start;
     let aligned = place / BLOCK_LEN_U64 * BLOCK_LEN_U64;
     let (skip, wanted) = (place - aligned, end - file.header.start - aligned);
@@ -416,15 +410,16 @@ fn data_entries(segment: &SegmentIndex, from: Offset, visible: Offset, max_bytes
     entries
 }
 
-/// How many of the first entries lie close together, in one file.
-fn run_len(entries: &[Entry], file_end: u64) -> usize {
+/// How many of the first entries lie close together, in one file, and in so many bytes if there is more
+/// than one.
+pub(crate) fn run_len(entries: &[Entry], file_end: u64, bytes_max: u64) -> usize {
     let Some(first) = entries.first() else { return 0 };
     let mut end = first.position + first.frame_len();
     let mut count = 1;
     for entry in entries.iter().skip(1) {
         let next_end = entry.position + entry.frame_len();
         let near = entry.position >= end && entry.position - end <= GAP_MAX;
-        if !near || next_end > file_end || next_end - first.position > RUN_MAX {
+        if !near || next_end > file_end || next_end - first.position > bytes_max {
             break;
         }
         end = next_end;
@@ -434,7 +429,7 @@ fn run_len(entries: &[Entry], file_end: u64) -> usize {
 }
 
 /// The frame that the index expects, if these are its bytes.
-fn check(segment: SegmentId, entry: &Entry, bytes: &Bytes) -> Option<(FrameHeader, Bytes)> {
+pub(crate) fn check(segment: SegmentId, entry: &Entry, bytes: &Bytes) -> Option<(FrameHeader, Bytes)> {
     let Frame { header, mut payload } = Frame::parse(bytes).ok()?;
     let expected = header.segment == segment
         && header.number == entry.number

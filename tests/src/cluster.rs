@@ -30,6 +30,8 @@ pub struct Settings {
     pub all: String,
     /// Keys of brokers' own section.
     pub broker: String,
+    /// Keys of storage nodes' own section.
+    pub storage: String,
     /// Zones of storage nodes in turn, and the first for everything else; none for no zones.
     pub zones: Vec<String>,
 }
@@ -86,8 +88,9 @@ impl Cluster {
     /// Where it does not start.
     pub fn add_node(&mut self, binary: &Path, id: u32) -> anyhow::Result<()> {
         let extra = format!(
-            "[storage]\nid = {id}\ndata_dir = \"{}\"\ndata_listen = \"tcp://127.0.0.1:0\"\njournal_file_bytes = \"64MiB\"\n",
-            self.folder.path().join(format!("node{id}")).display()
+            "[storage]\nid = {id}\ndata_dir = \"{}\"\ndata_listen = \"tcp://127.0.0.1:0\"\njournal_file_bytes = \"64MiB\"\n{}\n",
+            self.folder.path().join(format!("node{id}")).display(),
+            self.settings.storage
         );
         let place = usize::try_from(id)?.saturating_sub(1);
         let process = self.launch(binary, &format!("node{id}"), "storage", &extra, place)?;

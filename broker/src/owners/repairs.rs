@@ -4,7 +4,8 @@
 //!    others run. It is asked again whether it still wants the copy when its turn comes.
 //! 2. The new node says how far it is, an old one gives the frames after that, and so on, until the new
 //!    node has durably all of the segment. Who gives may change in between: frames are checked, and
-//!    follow each other by number and chain hash, whoever sent them.
+//!    follow each other by number and chain hash, whoever sent them. A replica that is healed where it
+//!    is gets the frames after its first hole in the same way, and keeps those that it has.
 //! 3. All copies together send no more bytes a second than configured.
 //!
 //! What waits is bounded by the partitions owned, what is in memory by [`RUNNING_MAX`] reads.
@@ -32,7 +33,10 @@ const STEP_TIMEOUT_MS: u64 = 30_000;
 #[derive(Debug)]
 struct Running {
     repair: Repair,
+    /// Who may have the next frames; who did not is left out until there was progress.
     sources: VecDeque<(NodeId, Generation)>,
+    /// How far the new node was when all sources were last asked from the first on.
+    asked_from: u32,
     /// How far the new node is.
     at: Copied,
     bytes: u64,
@@ -156,6 +160,7 @@ impl Driver {
             let key = self.repairs.next;
             let running = Running {
                 sources: repair.sources.iter().copied().collect(),
+                asked_from: 0,
                 at: Copied {
                     frames: 0,
                     tail: repair.segment.base,
@@ -240,6 +245,11 @@ impl Driver {
             };
             let segment = &running.repair.segment;
             let partition = segment.id.partition;
+            if running.sources.is_empty() && running.at.frames > running.asked_from {
+                // Of several that are damaged one may have what another lacks.
+                running.asked_from = running.at.frames;
+                running.sources = running.repair.sources.iter().copied().collect();
+            }
             let Some((node, generation)) = running.sources.front().copied() else {
                 tracing::warn!(segment = %segment.id, "no storage node gave a sealed segment's frames");
                 return self.end_repair(key, false);

@@ -223,6 +223,13 @@ impl Driver {
                     self.with_owner(segment.partition, |owner, ctx| owner.on_urged(segment, ctx));
                 }
             }
+            FromNode::Damaged(segments) => {
+                for segment in segments {
+                    self.with_owner(segment.partition, |owner, ctx| {
+                        owner.on_damaged(segment, node, ctx);
+                    });
+                }
+            }
             FromNode::Welcome { .. }
             | FromNode::Refused(_)
             | FromNode::Read { .. }

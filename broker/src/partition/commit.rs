@@ -102,7 +102,7 @@ impl Owner {
         }
     }
 
-    fn writer_mut(&mut self, segment: SegmentId) -> Option<&mut Writer> {
+    pub(super) fn writer_mut(&mut self, segment: SegmentId) -> Option<&mut Writer> {
         self.linked
             .as_mut()
             .into_iter()

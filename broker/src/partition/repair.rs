@@ -9,8 +9,10 @@
 //!    partition, the most endangered first.
 //! 3. A copy is whole once the new node says so, durably. Then, if it is still wanted, one
 //!    compare-and-swap names the new node in the lost one's place (T8). A replica that the record names
-//!    already and that lacks the end of a segment is completed where it is.
-//! 4. An open segment that lost a replica, or has one on a node that is to be emptied, is rolled.
+//!    already and that lacks the end of a segment, or bytes that were damaged, is completed where it is;
+//!    but not on a node that shows damage again and again, where another can take the replica.
+//! 4. An open segment that lost a replica, or has one that is damaged, or on a node that is to be
+//!    emptied, is rolled.
 //!
 //! Never copies more than `[base, end)`, and never touches an open segment. Where no copy is left there
 //! is nothing to repeat: the loss stays visible until somebody comes back with the bytes.
@@ -39,6 +41,18 @@ pub(super) const OFFLOAD_PATIENCE_MS: u64 = 120_000;
 /// Failed copies of a segment without a sound replica, after which it is lost as far as anybody can
 /// tell.
 const ATTEMPTS_MAX: u32 = 3;
+
+/// Damage on a node within so long of the last counts as the same incident.
+const INCIDENT_MS: u64 = 600_000;
+/// After so many incidents replicas go to another node, where there is one.
+const INCIDENTS_MAX: u32 = 3;
+
+/// How often a node's replicas were found to be damaged.
+#[derive(Debug, Clone, Copy)]
+struct Incidents {
+    count: u32,
+    last_ms: u64,
+}
 
 /// What is known of one replica of a sealed segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,12 +113,27 @@ pub(super) struct Repairs {
     /// Failed copies by segment.
     attempts: BTreeMap<SegmentId, u32>,
     avoid: BTreeMap<NodeId, u64>,
+    /// By node, for as long as the partition is owned here.
+    incidents: BTreeMap<NodeId, Incidents>,
     failures: u32,
     next_ms: u64,
     next_look_ms: u64,
     /// Losses that were told.
     told: BTreeSet<SegmentId>,
     endangered: Endangered,
+}
+
+impl Repairs {
+    fn count_incident(&mut self, node: NodeId, now_ms: u64) {
+        let known = self.incidents.entry(node).or_insert(Incidents {
+            count: 1,
+            last_ms: now_ms,
+        });
+        if now_ms.saturating_sub(known.last_ms) >= INCIDENT_MS {
+            known.count = known.count.saturating_add(1);
+        }
+        known.last_ms = now_ms;
+    }
 }
 
 impl Owner {
@@ -114,17 +143,21 @@ impl Owner {
         self.repairs.endangered
     }
 
-    /// Somebody found that a replica's bytes are not what they should be.
+    /// A node found that bytes of a replica are damaged. It takes nothing more for an open segment, which
+    /// is ended as with any replica that refuses for good; then it is repaired like every sealed one.
     pub fn on_damaged(&mut self, segment: SegmentId, node: NodeId, ctx: &mut Context<'_>) {
-        self.on_surveyed(
-            node,
-            segment,
-            Some(Surveyed {
-                sound: false,
-                tail: Offset(0),
-            }),
-            ctx,
-        );
+        if let Some(writer) = self.writer_mut(segment) {
+            if writer.give_up(node) {
+                tracing::warn!(%segment, %node, "a replica of an open segment is damaged: it is ended");
+                self.mend(ctx);
+            }
+            return;
+        }
+        let damaged = Surveyed {
+            sound: false,
+            tail: Offset(0),
+        };
+        self.on_surveyed(node, segment, Some(damaged), ctx);
         self.repairs.next_look_ms = ctx.now_ms;
     }
 
@@ -361,13 +394,24 @@ impl Owner {
         urgency: Urgency,
         ctx: &Context<'_>,
     ) -> Option<Repair> {
-        let listed = matches!(presence, Presence::Here(Standing::Short, false));
-        let to = if listed {
-            Some(lost).filter(|(node, _)| !self.repairs.avoid.contains_key(node))
-        } else {
+        let elsewhere = || {
             let avoid = self.repairs.avoid.keys().copied().collect();
             placement::replace(segment, lost, ctx.nodes, &avoid)
+        };
+        let here = Some(lost).filter(|(node, _)| !self.repairs.avoid.contains_key(node));
+        let to = match presence {
+            Presence::Here(Standing::Short, false) => here,
+            Presence::Here(Standing::Damaged, false) => {
+                let incidents = self.repairs.incidents.get(&lost.0);
+                if incidents.is_some_and(|incidents| incidents.count >= INCIDENTS_MAX) {
+                    elsewhere().or(here)
+                } else {
+                    here.or_else(elsewhere)
+                }
+            }
+            _ => elsewhere(),
         }?;
+        let listed = to == lost;
         let zone = |node: &NodeId| ctx.nodes.get(node).map(|view| view.zone.as_str());
         let mut sources: Vec<_> = segment
             .replicas
@@ -439,7 +483,10 @@ impl Owner {
         self.repairs.next_look_ms = ctx.now_ms;
         if job.listed {
             if let Some(watched) = self.repairs.replicas.get_mut(&(segment, job.to.0)) {
-                watched.standing = Standing::Whole;
+                let was = std::mem::replace(&mut watched.standing, Standing::Whole);
+                if was == Standing::Damaged {
+                    self.repairs.count_incident(job.to.0, ctx.now_ms);
+                }
             }
             ctx.out.push(Action::Repaired(Box::new(job)));
         } else {

@@ -89,6 +89,8 @@ struct World {
     manifests: HashMap<String, Vec<Run>>,
     trimmed: usize,
     repaired: usize,
+    /// Replicas that were damaged.
+    rotted: usize,
 }
 
 fn nodes_of(replicas: &BTreeMap<NodeId, Replica>) -> Nodes {
@@ -181,6 +183,7 @@ impl World {
             manifests: HashMap::new(),
             trimmed: 0,
             repaired: 0,
+            rotted: 0,
         };
         world.carry_out(out);
         world

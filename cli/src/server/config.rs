@@ -199,6 +199,10 @@ pub struct StorageSection {
     /// How long offloaded data stays on the disk for consumers that catch up: at least so long
     /// while the budget is used to less than 75 %, five times as long below 60 %.
     pub trim_grace: HumanDuration,
+    /// How often all that is held is read back from the disk to see whether it is right; 0 for never.
+    pub scrub_interval: HumanDuration,
+    /// Most bytes that are read for that in a second.
+    pub scrub_rate: ByteSize,
     /// Write past the page cache where the file system can.
     pub direct_io: bool,
 }
@@ -213,6 +217,8 @@ impl Default for StorageSection {
             commit_bytes_max: ByteSize::mib(4),
             disk_budget_bytes: ByteSize::bytes(0),
             trim_grace: HumanDuration::secs(120),
+            scrub_interval: HumanDuration::secs(6 * 3600),
+            scrub_rate: ByteSize::mib(32),
             direct_io: true,
         }
     }

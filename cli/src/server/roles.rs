@@ -274,6 +274,8 @@ async fn start_storage(
         },
         disk_budget_bytes: section.disk_budget_bytes,
         trim_grace: section.trim_grace,
+        scrub_interval: section.scrub_interval,
+        scrub_rate: section.scrub_rate,
         zone: config.listen.zone.clone(),
         data_address,
         control_address: site.control_address.clone(),

@@ -495,6 +495,9 @@ pub enum FromNode {
     /// The disk fills up, and these segments hold the oldest files: whoever owns them should seal
     /// what is open and offload. Sent unasked, repeated while it lasts.
     Urge(Vec<SegmentId>),
+    /// Bytes of these segments are damaged here, or may be missing: whoever owns them should act. Sent
+    /// unasked, repeated while it lasts.
+    Damaged(Vec<SegmentId>),
 }
 
 fn put_segment(out: &mut Encoder, segment: SegmentId) {
@@ -1118,14 +1121,8 @@ impl Message for FromNode {
                 }
                 out
             }
-            Self::Urge(segments) => {
-                let mut out = Encoder::new(76, 0);
-                out.len(segments.len());
-                for segment in segments {
-                    put_segment(&mut out, *segment);
-                }
-                out
-            }
+            Self::Urge(segments) => segments_message(76, segments),
+            Self::Damaged(segments) => segments_message(89, segments),
         }
     }
 
@@ -1196,11 +1193,21 @@ impl Message for FromNode {
                 request: id,
                 result: result(r, copied)?,
             },
+            89 => Self::Damaged(items(r, 16, segment)?),
             other => return Err(WireError::Kind(other)),
         };
         reader.finish()?;
         Ok(message)
     }
+}
+
+fn segments_message(kind: u8, segments: &[SegmentId]) -> Encoder {
+    let mut out = Encoder::new(kind, 0);
+    out.len(segments.len());
+    for segment in segments {
+        put_segment(&mut out, *segment);
+    }
+    out
 }
 
 fn ack(reader: &mut Reader) -> Result<Ack, WireError> {

@@ -245,6 +245,7 @@ fn from_node(payload: Vec<u8>) -> Vec<FromNode> {
             result: Err(NodeFailure::Held),
         },
         FromNode::Urge(vec![segment(), segment()]),
+        FromNode::Damaged(vec![segment(), segment()]),
     ]
 }
 

@@ -45,7 +45,8 @@ impl Speaks for ReplicaProtocol {
             | FromNode::Refused(_)
             | FromNode::Acks { .. }
             | FromNode::NotTaken { .. }
-            | FromNode::Urge(_) => None,
+            | FromNode::Urge(_)
+            | FromNode::Damaged(_) => None,
         }
     }
 

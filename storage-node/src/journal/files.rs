@@ -92,6 +92,17 @@ impl FileTable {
         (position < end).then(|| (Arc::clone(file), end))
     }
 
+    /// The next positions from one on that belong to one file, below `until`.
+    #[must_use]
+    pub fn range_from(&self, position: u64, until: u64) -> Option<Range<u64>> {
+        let start = match self.find(position) {
+            Some(_) => position,
+            None => *self.0.read().range(position..).next()?.0,
+        };
+        let (_, end) = self.find(start)?;
+        (start < end.min(until)).then(|| start..end.min(until))
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -209,6 +220,11 @@ mod tests {
         assert_eq!((table.bytes(), table.written_bytes(250)), (300, 210));
         let (read, end) = table.find(90).unwrap();
         assert_eq!((read.header.number, end), (1, 160));
+        assert_eq!(table.range_from(0, 300), Some(80..160));
+        assert_eq!(table.range_from(200, 300), Some(200..240));
+        assert_eq!(table.range_from(240, 250), Some(240..250));
+        assert_eq!(table.range_from(250, 250), None);
+        assert_eq!(table.range_from(340, 999), None);
         let taken = table.take_out(&[80, 160, 240, 999]);
         assert_eq!(
             taken.iter().map(|file| file.header.number).collect::<Vec<_>>(),

@@ -1,10 +1,12 @@
 //! Reading a journal back at a start.
 //!
 //! All files are read from their first block to their last, and every block header, frame and
-//! checksum is checked; a block counts whole or not at all. Where a block is not right:
+//! checksum is checked. Where a block is not right:
 //!
 //! - a right one follows it, in its file or by the next file's start: it was durable once, since
-//!   each is written after the one before is synced. That is *damage*: what it held is lost.
+//!   each is written after the one before is synced. That is *damage*. Under a right header the frames
+//!   before the first wrong one are used, and those after it where the lengths of all of them fill the
+//!   block exactly; the rest of what it held is lost.
 //! - nothing follows: it never was durable and nobody was told that it is. That is a torn tail,
 //!   and it is *cut*.
 //! - its bytes cannot be read, or the file is shorter than it says: nobody can tell, so damage.
@@ -371,7 +373,7 @@ impl Scanner<'_> {
                         }
                         break;
                     }
-                    self.damaged(&file, at, fault.to_string());
+                    self.salvage(&file, at, fault.to_string());
                     let Some(right) = follows.right else { break };
                     at = right;
                     after_damage = true;
@@ -393,6 +395,58 @@ impl Scanner<'_> {
             prev,
         });
         self.found.table.insert(file);
+    }
+
+    /// Uses what is right of a damaged block.
+    fn salvage(&mut self, file: &JournalFile, at: u64, reason: String) {
+        let pieces = self.right_pieces(file, at).unwrap_or_default();
+        let mut untold = Some(reason);
+        for piece in pieces {
+            match (piece, untold.is_some()) {
+                (Some(piece), _) => self.feed(vec![piece]),
+                (None, true) => self.damaged(file, at, untold.take().unwrap_or_default()),
+                (None, false) => self.rebuild.damaged(),
+            }
+        }
+        if let Some(reason) = untold {
+            self.damaged(file, at, reason);
+        }
+    }
+
+    /// The frames of a block in their order, none in the place of one that is lost.
+    fn right_pieces(&mut self, file: &JournalFile, at: u64) -> Option<Vec<Option<Piece>>> {
+        let bytes = self.window.get(&*file.file, at, BLOCK_LEN).ok()?;
+        let block = BlockHeader::decode(bytes, &file.header, at).ok()?;
+        let len = usize::try_from(block.total_len()).ok()?;
+        let bytes = self.window.get(&*file.file, at, len).ok()?;
+        let body_end = BLOCK_HEADER_LEN + block.body_len as usize;
+        let mut body = Bytes::copy_from_slice(bytes.get(BLOCK_HEADER_LEN..body_end)?);
+        let mut position = file.header.start + at + BLOCK_HEADER_LEN as u64;
+        let mut pieces = Vec::new();
+        let mut lost_at = None;
+        for _ in 0..block.frames {
+            let header = FrameHeader::parse(&body).ok();
+            let Some(header) = header.filter(|header| header.frame_len() <= body.len()) else {
+                pieces.push(None);
+                lost_at.get_or_insert(pieces.len());
+                break;
+            };
+            let len = header.frame_len();
+            let payload = body.split_to(len).slice(HEADER_LEN..);
+            let piece = piece(header, payload, position).ok();
+            if piece.is_none() {
+                lost_at.get_or_insert(pieces.len() + 1);
+            }
+            pieces.push(piece);
+            position += len as u64;
+        }
+        if let Some(lost_at) = lost_at
+            && (!body.is_empty() || pieces.len() != block.frames as usize)
+        {
+            // A length was wrong: what was taken for frames after it may be anything.
+            pieces.truncate(lost_at);
+        }
+        Some(pieces)
     }
 
     fn damaged(&mut self, file: &JournalFile, at: u64, reason: String) {
@@ -462,25 +516,30 @@ fn pieces(mut body: Bytes, frames: u32, start: u64) -> Result<Vec<Piece>, BlockF
             return Err(BlockFault::Length);
         }
         let payload = body.split_to(len).slice(HEADER_LEN..);
-        match Note::read(&header, &payload).map_err(BlockFault::Note)? {
-            Some(note) => {
-                header.verify(&[payload])?;
-                pieces.push(Piece::Note(note));
-            }
-            None => {
-                let frame = CheckedFrame::new(Frame {
-                    header,
-                    payload: vec![payload],
-                })?;
-                pieces.push(Piece::Frame(frame, position));
-            }
-        }
+        pieces.push(piece(header, payload, position)?);
         position += len as u64;
     }
     if body.is_empty() {
         Ok(pieces)
     } else {
         Err(BlockFault::Length)
+    }
+}
+
+/// One frame of a block, checked.
+fn piece(header: FrameHeader, payload: Bytes, position: u64) -> Result<Piece, BlockFault> {
+    match Note::read(&header, &payload).map_err(BlockFault::Note)? {
+        Some(note) => {
+            header.verify(&[payload])?;
+            Ok(Piece::Note(note))
+        }
+        None => {
+            let frame = CheckedFrame::new(Frame {
+                header,
+                payload: vec![payload],
+            })?;
+            Ok(Piece::Frame(frame, position))
+        }
     }
 }
 

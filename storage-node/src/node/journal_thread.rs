@@ -30,6 +30,9 @@ const MARK_AFTER: Duration = Duration::from_millis(5);
 /// Counting segments takes time in proportion to them.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 
+/// Damaged segments in one message; the others follow when these are healed.
+const DAMAGED_TOLD_MAX: usize = 256;
+
 /// What the thread owns.
 pub(crate) struct JournalThread {
     pub core: Core,
@@ -204,6 +207,10 @@ impl JournalThread {
                     outbox.push(FromNode::Urge(segments.clone()), None);
                 }
             }
+            Message::Damaged(found) => {
+                self.timed(|core| core.damage(&found));
+                self.tell_damaged();
+            }
             Message::Trace(trace) => self.traces.take(*trace, self.clock.monotonic()),
             Message::Want(admission) => self.core.want(admission),
             Message::Remember(revision, record_revision) => self.core.remember(revision, record_revision),
@@ -211,6 +218,18 @@ impl JournalThread {
                 tracing::error!(reason, "this node writes no more");
                 self.core.stop_writing(&reason);
             }
+        }
+    }
+
+    /// Tells brokers which segments are damaged, so that their owners act.
+    fn tell_damaged(&self) {
+        let damaged = self.shared.index.damaged(DAMAGED_TOLD_MAX);
+        let damaged: Vec<_> = damaged.into_iter().map(|(segment, _)| segment).collect();
+        if damaged.is_empty() {
+            return;
+        }
+        for outbox in self.peers.values() {
+            outbox.push(FromNode::Damaged(damaged.clone()), None);
         }
     }
 
@@ -245,6 +264,7 @@ impl JournalThread {
             self.metrics.data_bytes.inc_by(body);
             self.metrics.overhead_bytes.inc_by(overhead);
             self.metrics.fsyncs.inc_by(fsyncs);
+            self.metrics.healed_segments.inc_by(self.core.take_healed());
             self.shared.pool.note_commit();
             self.shared.advance_durable(self.core.durable());
         }

@@ -3,13 +3,14 @@
 //! A frame's way: [`session`] checks it and puts it into [`queue`]; [`journal_thread`] takes it
 //! through the replica into the journal and its acknowledgement into the peer's [`outbox`], from
 //! where the session sends it. Reads go to [`readers`]. [`trim`] gives up what no record needs any
-//! more. [`start`] is how a node gets that far.
+//! more, [`scrub`] reads back what is held. [`start`] is how a node gets that far.
 
 mod journal_thread;
 mod known;
 mod outbox;
 mod queue;
 mod readers;
+mod scrub;
 mod session;
 mod shared;
 mod slice;
@@ -47,19 +48,19 @@ use parking_lot::Mutex;
 pub use start::StartError;
 
 use crate::config::Config;
+use crate::damage::Damages;
 use crate::disk::{Folders, RealFolders};
-use crate::index::Index;
-use crate::journal::files::FileTable;
-use crate::metrics::{NodeMetrics, TrimMetrics, UploadMetrics};
+use crate::metrics::{NodeMetrics, ScrubMetrics, TrimMetrics, UploadMetrics};
 use crate::pressure::Level;
 use crate::read::Reader;
 use crate::register::{self, RegisterError};
 use crate::replica::{Admission, Peer};
 use crate::resume::Resumed;
-use crate::superblock::{CLUSTER_LEN_MAX, Superblock};
+use crate::superblock::CLUSTER_LEN_MAX;
 use journal_thread::JournalThread;
 use queue::{Message, Queue};
 use readers::Readers;
+use scrub::Scrubber;
 use session::{Session, SessionError};
 use shared::Facts;
 pub(crate) use shared::Shared;
@@ -259,7 +260,14 @@ impl StorageNode {
             floor: core.floor(),
             restoring,
         };
-        let reader = reader_of(&superblock, &index, &table);
+        let scrub_metrics = ScrubMetrics::new(&metrics);
+        let damages = Arc::new(Damages::new(scrub_metrics.damaged_frames.clone()));
+        let reader = Reader {
+            generation: superblock.generation,
+            index: Arc::clone(&index),
+            table: Arc::clone(&table),
+            damages: Arc::clone(&damages),
+        };
         known::check(&known, &index, &reader, &*meta, (&execution, &*clock)).await?;
         let registered = register::register(&*meta, &seen, &record).await?;
         tracing::info!(node = %superblock.node, generation = %superblock.generation, boot = superblock.boot,
@@ -282,6 +290,7 @@ impl StorageNode {
             execution: execution.clone(),
             durable: core.durable(),
             floor: core.floor(),
+            damages,
         };
         let inner = Arc::new(Inner::new(
             Shared::new(facts),
@@ -321,7 +330,7 @@ impl StorageNode {
             shared: Arc::clone(&node.inner.shared),
             queue: Arc::clone(&node.inner.queue),
             meta: Arc::clone(&node.inner.meta),
-            clock,
+            clock: Arc::clone(&node.inner.clock),
             random,
             metrics: trim_metrics,
             grace: config.trim_grace.get(),
@@ -330,9 +339,23 @@ impl StorageNode {
         });
         let token = tasks.token();
         tasks.spawn("storage-node-trim", async move { trimmer.run(token).await });
+        node.spawn_scrub(&config, &tasks, scrub_metrics);
         node.spawn_verdict(&tasks);
         health.ready();
         Ok(node)
+    }
+
+    fn spawn_scrub(&self, config: &Config, tasks: &Tasks, metrics: ScrubMetrics) {
+        let inner = &self.inner;
+        let scrubber = Scrubber::new(
+            Arc::clone(&inner.shared),
+            Arc::clone(&inner.queue),
+            Arc::clone(&inner.clock),
+            metrics,
+            (config.scrub_interval.get(), config.scrub_rate.as_u64()),
+        );
+        let token = tasks.token();
+        tasks.spawn("storage-node-scrub", async move { scrubber.run(token).await });
     }
 
     /// A disk that failed once may have forgotten what it said was written: the process ends, and the
@@ -475,14 +498,6 @@ impl std::fmt::Debug for StorageNode {
         f.debug_struct("StorageNode")
             .field("shared", &self.inner.shared)
             .finish_non_exhaustive()
-    }
-}
-
-fn reader_of(superblock: &Superblock, index: &Arc<Index>, table: &Arc<FileTable>) -> Reader {
-    Reader {
-        generation: superblock.generation,
-        index: Arc::clone(index),
-        table: Arc::clone(table),
     }
 }
 

@@ -22,6 +22,7 @@ struct Waiting {
     queue_delay_us: u32,
     replies: VecDeque<Answer>,
     urged: Vec<SegmentId>,
+    damaged: Vec<SegmentId>,
 }
 
 /// An answer, and the memory that is accounted for it until it is handed over.
@@ -52,6 +53,7 @@ impl Outbox {
                     }
                 }
                 FromNode::Urge(segments) => waiting.urged = segments,
+                FromNode::Damaged(segments) => waiting.damaged = segments,
                 message => waiting.replies.push_back(Answer { message, permit }),
             }
         }
@@ -65,12 +67,19 @@ impl Outbox {
         loop {
             {
                 let mut waiting = self.waiting.lock();
-                let mut answers = Vec::with_capacity(waiting.replies.len() + 1);
+                let mut answers = Vec::with_capacity(waiting.replies.len() + 2);
                 if !waiting.acks.is_empty() {
                     let acks = std::mem::take(&mut waiting.acks).into_values().collect();
                     let queue_delay_us = waiting.queue_delay_us;
                     answers.push(Answer {
                         message: FromNode::Acks { acks, queue_delay_us },
+                        permit: None,
+                    });
+                }
+                // Before an answer that says that one of them is whole again.
+                if !waiting.damaged.is_empty() {
+                    answers.push(Answer {
+                        message: FromNode::Damaged(std::mem::take(&mut waiting.damaged)),
                         permit: None,
                     });
                 }

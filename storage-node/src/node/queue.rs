@@ -19,6 +19,7 @@ use tokio::sync::{Notify, oneshot};
 use super::outbox::Outbox;
 use super::traces::FrameTrace;
 use crate::content::CheckedFrame;
+use crate::index::Entry;
 use crate::replica::{Admission, Peer};
 
 const BYTES_MAX: u64 = 64 << 20;
@@ -63,6 +64,8 @@ pub(crate) enum Message {
     },
     /// For all peers.
     Urge(Vec<SegmentId>),
+    /// Frames found to be damaged, each once; peers learn what is damaged now.
+    Damaged(Vec<(SegmentId, Entry)>),
     /// The span of the frame that follows.
     Trace(Box<FrameTrace>),
     Want(Admission),
@@ -82,7 +85,8 @@ impl Message {
             Self::Trim { segments, .. } | Self::Urge(segments) | Self::Adopt(segments) => {
                 segments.len() * size_of::<SegmentId>()
             }
-            Self::ForgetCopy(..)
+            Self::Damaged(_)
+            | Self::ForgetCopy(..)
             | Self::Connected(..)
             | Self::Gone(_)
             | Self::Trace(_)

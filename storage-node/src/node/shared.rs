@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use forebay_proto::v1;
-use forebay_record::{Generation, NodeId, Token};
+use forebay_record::{Generation, NodeId, Offset, Token};
 use forebay_runtime::execution::Execution;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::damage::Damages;
 use crate::disk::Disk;
 use crate::index::Index;
 use crate::journal::files::FileTable;
@@ -46,7 +47,13 @@ pub(crate) struct Shared {
     /// An operator wants the node empty: what is not needed goes at once.
     draining: AtomicBool,
     figures: Mutex<Figures>,
+    damages: Arc<Damages>,
+    /// When the last whole pass of the scrub ended, milliseconds since 1970, 0 where none did.
+    scrubbed_ms: AtomicU64,
 }
+
+/// Ranges of what is damaged that are shown.
+const DAMAGED_SHOWN_MAX: usize = 100;
 
 /// What [`Shared`] is made of.
 pub(crate) struct Facts {
@@ -63,6 +70,7 @@ pub(crate) struct Facts {
     pub execution: Execution,
     pub durable: u64,
     pub floor: Token,
+    pub damages: Arc<Damages>,
 }
 
 impl Shared {
@@ -72,6 +80,7 @@ impl Shared {
             generation: self.generation,
             index: Arc::clone(&self.index),
             table: Arc::clone(&self.table),
+            damages: Arc::clone(&self.damages),
         }
     }
 
@@ -97,6 +106,8 @@ impl Shared {
             killed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             figures: Mutex::default(),
+            damages: facts.damages,
+            scrubbed_ms: AtomicU64::new(0),
         }
     }
 
@@ -155,6 +166,32 @@ impl Shared {
         *self.figures.lock() = figures;
     }
 
+    pub(crate) fn set_scrubbed(&self, ended_ms: u64) {
+        self.scrubbed_ms.store(ended_ms, Ordering::Relaxed);
+    }
+
+    /// What may be missing here, the first ranges of it.
+    fn damaged(&self) -> Vec<v1::DamagedRange> {
+        let mut ranges = Vec::new();
+        for (id, segment) in self.index.damaged(DAMAGED_SHOWN_MAX) {
+            let range = |first: Offset, end: Option<Offset>| v1::DamagedRange {
+                partition_id: id.partition.0,
+                epoch: id.epoch.0,
+                seq: id.seq,
+                first: first.0,
+                end: end.map(|end| end.0),
+            };
+            let holes = segment.holes(DAMAGED_SHOWN_MAX);
+            if holes.is_empty() {
+                // Whatever it lacks was at its end.
+                ranges.push(range(segment.tail(), None));
+            }
+            ranges.extend(holes.into_iter().map(|(first, end)| range(first, Some(end))));
+        }
+        ranges.truncate(DAMAGED_SHOWN_MAX);
+        ranges
+    }
+
     pub(crate) fn status(&self) -> v1::StorageNodeStatus {
         let counts = self.index.counts();
         let files = self.table.len() as u64;
@@ -180,6 +217,8 @@ impl Shared {
             bytes_trimmable: figures.released_bytes,
             bytes_unrecorded: figures.unrecorded_bytes,
             incarnation: self.incarnation,
+            scrubbed_ms: self.scrubbed_ms.load(Ordering::Relaxed),
+            damaged: self.damaged(),
         }
     }
 }

@@ -130,11 +130,12 @@ impl Replica {
             hash: header.hash(),
         };
         held.checksums.push(header.checksum);
+        let was_loose = held.loose.remove(&header.number).is_some();
         if held.committed < header.committed {
             held.committed = header.committed;
             self.uncommitted.remove(&header.segment);
         }
-        self.frames += 1;
+        self.frames += u64::from(!was_loose);
         self.staged.insert(header.segment);
     }
 }

@@ -4,8 +4,14 @@
 //! from that owner's copy and from nothing else, whatever the floor is. Until it reaches the sealed end it
 //! is in limbo, so it is no evidence for anything (I15); a copy that was interrupted never gets out
 //! of limbo and may be trimmed. Once whole it stays until the record names it, or cannot name it any
-//! more. A node that the record names already, and that lacks the end of a segment, completes what it
-//! has. Frames continue by number, offset and chain hash as everywhere (I3).
+//! more. A node that the record names already, and that lacks the end of a segment, or frames that
+//! were damaged, completes what it has. Frames continue by number, offset and chain hash as everywhere
+//! (I3).
+//!
+//! What was damaged *heals* like this: frames that are missing are taken, those that are here and
+//! continue the chain are joined to it. The segment leaves limbo, durably, once it reaches the sealed
+//! end without a hole; there is nothing beyond that end to be witness of. Interrupted, it stays in
+//! limbo, and keeps what it has.
 
 use forebay_proto::data::replica::{Copied, CopyRequest, FromNode, NodeFailure};
 use forebay_record::frame::FrameKind;
@@ -59,9 +65,6 @@ impl Replica {
         if !copy.listed {
             return Err(NodeFailure::Held);
         }
-        if held.limbo {
-            return Err(NodeFailure::Corrupt);
-        }
         if held.fenced.is_none_or(|by| by < copy.by) {
             held.fenced = Some(copy.by);
             self.notes
@@ -103,11 +106,12 @@ impl Replica {
         if !continues {
             return Err(NodeFailure::Corrupt);
         }
+        let is_here = held.loose.get(&header.number) == Some(&header.checksum);
         self.stage(header);
-        Ok(true)
+        Ok(!is_here)
     }
 
-    /// Ends a message of frames: a copy that reached the sealed end is whole. Write the notes, then
+    /// Ends a message of frames: what reached the sealed end is whole. Write the notes, then
     /// pass the answer to [`Replica::copied`].
     ///
     /// # Errors
@@ -117,8 +121,10 @@ impl Replica {
             .segments
             .get_mut(&copy.segment)
             .ok_or(NodeFailure::NotFound)?;
-        if held.copied && held.limbo && held.staged.tail >= copy.until {
+        if held.limbo && held.staged.tail >= copy.until {
             held.limbo = false;
+            self.frames -= held.loose.len() as u64;
+            held.loose.clear();
             self.copies.remove(&copy.segment);
             self.notes
                 .push_back(Note::Standing(held.state(copy.segment, held.staged)));

@@ -13,6 +13,7 @@
 
 mod append;
 mod copy;
+mod damage;
 mod fence;
 pub mod rebuild;
 #[cfg(test)]
@@ -79,6 +80,8 @@ struct Segment {
     copied: bool,
     /// Checksum of each frame, to tell a repetition from an overlap.
     checksums: Vec<u32>,
+    /// In limbo: checksums of the frames that are here, and lack one before them, by number.
+    loose: BTreeMap<u32, u32>,
 }
 
 impl Segment {
@@ -98,7 +101,13 @@ impl Segment {
             limbo: false,
             copied: false,
             checksums: Vec::new(),
+            loose: BTreeMap::new(),
         }
+    }
+
+    /// Frames that are here.
+    fn held(&self) -> u64 {
+        (self.checksums.len() + self.loose.len()) as u64
     }
 
     fn state(&self, segment: SegmentId, progress: Progress) -> SegmentState {
@@ -195,20 +204,20 @@ impl Replica {
                 frames: state.frames,
                 hash: state.hash,
             };
-            replica.frames += found.checksums.len() as u64;
-            replica.segments.insert(
-                *id,
-                Segment {
-                    staged: progress,
-                    durable: progress,
-                    committed: state.committed,
-                    fenced: state.fenced,
-                    limbo: state.limbo,
-                    copied: state.copied,
-                    checksums: found.checksums.clone(),
-                    ..Segment::new(*id, state.token, state.base)
-                },
-            );
+            let loose = found.loose.iter().map(|(number, one)| (*number, one.checksum));
+            let segment = Segment {
+                staged: progress,
+                durable: progress,
+                committed: state.committed,
+                fenced: state.fenced,
+                limbo: state.limbo,
+                copied: state.copied,
+                checksums: found.checksums.clone(),
+                loose: loose.collect(),
+                ..Segment::new(*id, state.token, state.base)
+            };
+            replica.frames += segment.held();
+            replica.segments.insert(*id, segment);
         }
         replica
     }
@@ -317,7 +326,8 @@ impl Replica {
             match waiting {
                 Waiting::Reply(peer, reply) => synced.replies.push((peer, reply)),
                 Waiting::Ack(peer, segment) => {
-                    if let Some(held) = self.segments.get(&segment)
+                    // In limbo it is no longer known how far that is.
+                    if let Some(held) = self.segments.get(&segment).filter(|held| !held.limbo)
                         && acked.insert((peer, segment))
                     {
                         let Progress { tail, frames, .. } = held.durable;
@@ -371,7 +381,7 @@ impl Replica {
         let Some(held) = self.segments.remove(&segment) else {
             return false;
         };
-        self.frames -= held.checksums.len() as u64;
+        self.frames -= held.held();
         self.staged.remove(&segment);
         self.uncommitted.remove(&segment);
         self.copies.remove(&segment);

@@ -5,6 +5,10 @@
 //! bytes are damaged, every open segment is suspected of having lost frames there, until a later
 //! frame, fence or snapshot proves that it continues without a hole. What stays suspected goes
 //! into limbo: it takes no frames and is no evidence, but its good frames can be read (I15, I18).
+//!
+//! Frames after a hole are *loose*. A frame that comes again later, because a peer gave it in the
+//! place of a damaged one, closes the hole, and what is loose and continues the chain joins. Only a
+//! later word of the node that the segment is sound, with just these frames, ends limbo.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +16,7 @@ use forebay_record::frame::{ChainHash, FrameKind};
 use forebay_record::{Offset, SegmentId, Token};
 
 use crate::content::CheckedFrame;
-use crate::index::Entry;
+use crate::index::{Entry, place};
 use crate::journal::format::{SegmentState, Snapshot};
 use crate::journal::note::Note;
 
@@ -25,6 +29,117 @@ pub struct HeldSegment {
     pub checksums: Vec<u32>,
     /// Where its frames are, also those after a hole.
     pub entries: Vec<Entry>,
+    /// Frames after a hole, by number.
+    pub loose: BTreeMap<u32, Loose>,
+}
+
+/// A frame whose predecessor is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loose {
+    /// Of the frame.
+    pub checksum: u32,
+    prev_hash: ChainHash,
+    token: Token,
+    first: Offset,
+    end: Offset,
+}
+
+impl HeldSegment {
+    /// Nothing but its state.
+    const fn of(state: SegmentState) -> Self {
+        Self {
+            state,
+            checksums: Vec::new(),
+            entries: Vec::new(),
+            loose: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a frame of the segment.
+    fn take(&mut self, frame: &CheckedFrame, position: u64) -> Taken {
+        let header = frame.header();
+        let entry = Entry::new(frame, position);
+        self.state.committed = self.state.committed.max(header.committed);
+        if header.number < self.state.frames {
+            // A frame that was written again is better where it is now.
+            let same = self.checksums.get(header.number as usize) == Some(&header.checksum);
+            if same {
+                place(&mut self.entries, entry);
+                return Taken::Again;
+            }
+            self.state.limbo = true;
+            return Taken::Contradicts;
+        }
+        let loose = Loose {
+            checksum: header.checksum,
+            prev_hash: header.prev_hash,
+            token: header.token,
+            first: header.first,
+            end: header.end,
+        };
+        if self.join(header.number, &loose) {
+            self.loose.remove(&header.number);
+            place(&mut self.entries, entry);
+            while let Some(next) = self.loose.get(&self.state.frames).copied()
+                && self.join(self.state.frames, &next)
+            {
+                self.loose.remove(&(self.state.frames - 1));
+            }
+            return Taken::Continues;
+        }
+        self.state.limbo = true;
+        if self.lies_between(&entry) {
+            place(&mut self.entries, entry);
+            self.loose.insert(header.number, loose);
+        }
+        Taken::Loose
+    }
+
+    /// Adds a frame to the contiguous part, if it continues it.
+    fn join(&mut self, number: u32, frame: &Loose) -> bool {
+        let state = &mut self.state;
+        let continues = number == state.frames
+            && frame.prev_hash == state.hash
+            && frame.first == state.tail
+            && frame.token == state.token;
+        if continues {
+            state.frames += 1;
+            state.tail = frame.end;
+            state.hash = frame.prev_hash.then(frame.checksum);
+            self.checksums.push(frame.checksum);
+        }
+        continues
+    }
+
+    /// Whether its offsets go with its number.
+    fn lies_between(&self, entry: &Entry) -> bool {
+        let at = self.entries.partition_point(|one| one.number < entry.number);
+        let rest = self.entries.get(at..).unwrap_or_default();
+        let after = rest.iter().find(|one| one.number > entry.number);
+        let before = at.checked_sub(1).and_then(|before| self.entries.get(before));
+        before.is_none_or(|before| before.end <= entry.first)
+            && after.is_none_or(|after| entry.end <= after.first)
+    }
+
+    /// Joins what was found with what the node once knew.
+    fn meet(&mut self, known: &SegmentState) {
+        self.state.meet(known);
+        if !self.state.limbo {
+            // What lies beyond was of no use any more.
+            self.loose.clear();
+            let kept = self.checksums.len();
+            self.entries.retain(|entry| (entry.number as usize) < kept);
+        }
+    }
+}
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Continues,
+    Again,
+    Loose,
+    Contradicts,
 }
 
 /// What a journal was found to hold.
@@ -57,17 +172,15 @@ impl Rebuild {
     pub fn file(&mut self, snapshot: &Snapshot) {
         let mut found = std::mem::take(&mut self.held.segments);
         for state in &snapshot.segments {
-            let mut held = found.remove(&state.segment).unwrap_or_else(|| HeldSegment {
-                state: SegmentState {
+            let mut held = found.remove(&state.segment).unwrap_or_else(|| {
+                HeldSegment::of(SegmentState {
                     tail: state.base,
                     frames: 0,
                     hash: ChainHash::seed(state.segment),
                     ..*state
-                },
-                checksums: Vec::new(),
-                entries: Vec::new(),
+                })
             });
-            held.state.meet(state);
+            held.meet(state);
             self.held.segments.insert(state.segment, held);
         }
         // What is left was trimmed before the snapshot.
@@ -92,44 +205,23 @@ impl Rebuild {
         let header = frame.header();
         let held = self.held.segments.entry(header.segment).or_insert_with(|| {
             let begins = header.kind == FrameKind::Open && header.number == 0;
-            HeldSegment {
-                state: SegmentState {
-                    segment: header.segment,
-                    token: header.token,
-                    base: header.first,
-                    tail: header.first,
-                    committed: header.first,
-                    hash: ChainHash::seed(header.segment),
-                    frames: 0,
-                    fenced: None,
-                    // Its first frame was lost.
-                    limbo: !begins,
-                    copied: false,
-                },
-                checksums: Vec::new(),
-                entries: Vec::new(),
-            }
+            HeldSegment::of(SegmentState {
+                segment: header.segment,
+                token: header.token,
+                base: header.first,
+                tail: header.first,
+                committed: header.first,
+                hash: ChainHash::seed(header.segment),
+                frames: 0,
+                fenced: None,
+                // Its first frame was lost.
+                limbo: !begins,
+                copied: false,
+            })
         });
-        let state = &mut held.state;
-        state.committed = state.committed.max(header.committed);
-        let continues =
-            header.number == state.frames && header.prev_hash == state.hash && header.first == state.tail;
-        // A copy is in limbo until it is whole.
-        if continues && (!state.limbo || state.copied) {
-            state.frames += 1;
-            state.tail = header.end;
-            state.hash = header.hash();
-            held.checksums.push(header.checksum);
+        // Limbo does not end by that: a copy stays there until it is whole, and so does what was damaged.
+        if held.take(frame, position) == Taken::Continues {
             self.suspects.remove(&header.segment);
-        } else {
-            state.limbo = true;
-        }
-        let after_last = held
-            .entries
-            .last()
-            .is_none_or(|last| last.number < header.number && last.end <= header.first);
-        if after_last {
-            held.entries.push(Entry::new(frame, position));
         }
     }
 
@@ -147,21 +239,15 @@ impl Rebuild {
                 }
             }
             Note::Standing(state) => {
-                let held = self
-                    .held
-                    .segments
-                    .entry(state.segment)
-                    .or_insert_with(|| HeldSegment {
-                        state: SegmentState {
-                            tail: state.base,
-                            frames: 0,
-                            hash: ChainHash::seed(state.segment),
-                            ..state
-                        },
-                        checksums: Vec::new(),
-                        entries: Vec::new(),
-                    });
-                held.state.meet(&state);
+                let held = self.held.segments.entry(state.segment).or_insert_with(|| {
+                    HeldSegment::of(SegmentState {
+                        tail: state.base,
+                        frames: 0,
+                        hash: ChainHash::seed(state.segment),
+                        ..state
+                    })
+                });
+                held.meet(&state);
                 self.suspects.remove(&state.segment);
             }
         }
@@ -187,18 +273,14 @@ impl Rebuild {
 
 impl SegmentState {
     /// Joins what was found of a segment with what the node once knew of it: a difference means
-    /// that frames were lost.
+    /// that frames were lost. Without one, a segment that the node knew to be sound is: a copy was whole
+    /// by then, and what had been damaged was here again.
     fn meet(&mut self, known: &Self) {
         let same = self.frames == known.frames
             && self.hash == known.hash
             && self.tail == known.tail
             && self.token == known.token;
-        if self.copied && !known.limbo {
-            // The copy was whole by then.
-            self.limbo = !same;
-        } else {
-            self.limbo |= known.limbo || !same;
-        }
+        self.limbo = known.limbo || !same;
         self.copied = known.copied;
         self.committed = self.committed.max(known.committed);
         self.fenced = self.fenced.max(known.fenced);

@@ -128,11 +128,38 @@ impl World {
         self.act(|owner, ctx| owner.on_connected(node, generation, ctx));
     }
 
+    /// A frame of a sealed segment is found to be damaged on a node.
+    fn rot(&mut self, node: NodeId) {
+        let id = self.record.chain.iter().find_map(|segment| {
+            let end = segment.end?;
+            let (of, others): (Vec<_>, Vec<_>) = segment.replicas.iter().partition(|(of, _)| *of == node);
+            // Enough is left to heal from, whatever comes next.
+            let whole = |one: &&(NodeId, Generation)| {
+                self.replicas[&one.0].up
+                    && self
+                        .held(**one, segment.id)
+                        .is_some_and(|copy| copy.tail() >= end)
+            };
+            (!of.is_empty() && others.iter().all(whole)).then_some(segment.id)
+        });
+        let Some(id) = id else { return };
+        let replica = self.replicas.get_mut(&node).unwrap();
+        let Some(copy) = replica.segments.get_mut(&id).filter(|_| replica.up) else {
+            return;
+        };
+        let kept = self.random.range(0, copy.frames.len() as u64);
+        copy.frames.truncate(usize::try_from(kept).unwrap());
+        copy.limbo = true;
+        self.rotted += 1;
+        self.act(|owner, ctx| owner.on_damaged(id, node, ctx));
+    }
+
     fn disturb(&mut self) {
         let nodes: Vec<_> = self.replicas.keys().copied().collect();
         let node = nodes[usize::try_from(self.random.range(0, nodes.len() as u64)).unwrap()];
         match self.random.range(0, 4) {
             0 if self.replicas[&node].up && self.is_sound() => self.lose(node),
+            2 => self.rot(node),
             1 => {
                 let others = self.replicas.iter().filter(|(id, _)| **id != node);
                 let leaving = others.filter(|(_, replica)| replica.leaving).count();
@@ -180,7 +207,7 @@ impl World {
     }
 }
 
-fn run(seed: u64, offload: bool) -> (usize, usize) {
+fn run(seed: u64, offload: bool) -> (usize, usize, usize) {
     let mut world = World::new(seed, 5, 3, 2, false);
     let config = Config {
         offload,
@@ -210,17 +237,19 @@ fn run(seed: u64, offload: bool) -> (usize, usize) {
             "seed {seed}: acknowledged at {offset} and lost"
         );
     }
-    (world.acknowledged.len(), world.repaired)
+    (world.acknowledged.len(), world.repaired, world.rotted)
 }
 
 #[test]
 fn nothing_is_lost_where_nodes_lose_everything_and_every_segment_gets_its_copies_back() {
-    let (mut acknowledged, mut repaired) = (0, 0);
+    let (mut acknowledged, mut repaired, mut rotted) = (0, 0, 0);
     for seed in 5_000..5_150 {
-        let (more, copies) = run(seed, false);
+        let (more, copies, damages) = run(seed, false);
         acknowledged += more;
         repaired += copies;
+        rotted += damages;
     }
+    assert!(rotted > 20, "only {rotted} replicas were damaged");
     assert!(
         acknowledged > 2_000,
         "only {acknowledged} batches were acknowledged"
@@ -268,4 +297,93 @@ fn a_loss_without_a_copy_stays_visible_and_is_not_tried_for_ever() {
     let endangered = world.owner.endangered();
     assert!(endangered.lost >= 1, "{endangered:?}");
     assert_eq!(asked, 0, "there is nobody to copy from");
+}
+
+/// Three nodes, three replicas, one segment sealed: the world, and that segment.
+fn three_nodes(nodes: u32) -> (World, Segment) {
+    let mut world = World::new(11, nodes, 3, 2, false);
+    let config = Config {
+        offload: false,
+        segment_bytes: 100,
+        ..world.owner.config.clone()
+    };
+    world.owner.configure(&config);
+    while world.record.chain.len() < 3 {
+        world.produce();
+        world.quiesce();
+    }
+    for _ in 0..10 {
+        world.pass(1_100);
+        world.quiesce();
+        for _ in 0..20 {
+            world.run_errand();
+        }
+    }
+    let segment = world.record.chain[0].clone();
+    (world, segment)
+}
+
+/// The repair that is asked for next.
+fn asked(world: &mut World) -> Option<Repair> {
+    for _ in 0..40 {
+        world.pass(1_100);
+        let found = world.errands.iter().find_map(|(_, errand)| match errand {
+            Errand::Repair(repair) => Some((**repair).clone()),
+            _ => None,
+        });
+        if found.is_some() {
+            world
+                .errands
+                .retain(|(_, errand)| !matches!(errand, Errand::Repair(_)));
+            return found;
+        }
+    }
+    None
+}
+
+#[test]
+fn a_damaged_replica_heals_where_it_is_and_not_for_ever_where_another_node_can_take_it() {
+    for nodes in [3, 4] {
+        let (mut world, segment) = three_nodes(nodes);
+        let (node, generation) = segment.replicas[1];
+        for incident in 0..5 {
+            world.act(|owner, ctx| owner.on_damaged(segment.id, node, ctx));
+            let repair = asked(&mut world).expect("a repair");
+            let here = repair.to == (node, generation);
+            assert_eq!(repair.lost, (node, generation));
+            assert_eq!(repair.listed, here);
+            assert!(!here || !repair.sources.contains(&(node, generation)));
+            assert!(!repair.sources.is_empty());
+            assert_eq!(
+                here,
+                nodes == 3 || incident < 3,
+                "{nodes} nodes, incident {incident}"
+            );
+            if !here {
+                break;
+            }
+            world.act(|owner, ctx| {
+                assert!(owner.wants_repair(&repair, ctx));
+                owner.on_repaired(segment.id, true, ctx);
+            });
+            assert_eq!(world.owner.endangered().under_replicated, 0);
+            world.pass(700_000);
+        }
+    }
+}
+
+#[test]
+fn an_open_segment_with_a_damaged_replica_is_ended() {
+    let (mut world, _) = three_nodes(3);
+    world.produce();
+    world.quiesce();
+    let open = world.record.open().unwrap().clone();
+    let node = open.replicas[0].0;
+    world.act(|owner, ctx| owner.on_damaged(open.id, node, ctx));
+    for _ in 0..20 {
+        world.pass(1_100);
+        world.quiesce();
+    }
+    let still = world.record.open().is_some_and(|one| one.id == open.id);
+    assert!(!still, "{:#?}", world.record.chain);
 }

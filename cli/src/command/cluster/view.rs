@@ -184,6 +184,26 @@ pub struct StorageStatus {
     pub direct_io: bool,
     /// Why the node only reads; none where it writes.
     pub failure: Option<String>,
+    /// When all that is held was last read back from the disk, milliseconds since 1970; none where that
+    /// has not come to an end since the start.
+    pub scrubbed_ms: Option<i64>,
+    /// What may be missing of segments: damaged, and not healed yet.
+    pub damaged: Vec<Damaged>,
+}
+
+/// Offsets that a storage node may lack.
+#[derive(Debug, Serialize)]
+pub struct Damaged {
+    /// Of the segment.
+    pub partition: u64,
+    /// Of the segment.
+    pub epoch: u32,
+    /// Of the segment.
+    pub seq: u32,
+    /// The first.
+    pub first: u64,
+    /// Exclusive; none where it is not known.
+    pub end: Option<u64>,
 }
 
 /// A proxy.
@@ -277,6 +297,18 @@ impl From<v1::BrokerDescription> for Broker {
     }
 }
 
+impl From<v1::DamagedRange> for Damaged {
+    fn from(range: v1::DamagedRange) -> Self {
+        Self {
+            partition: range.partition_id,
+            epoch: range.epoch,
+            seq: range.seq,
+            first: range.first,
+            end: range.end,
+        }
+    }
+}
+
 impl From<v1::StorageNodeDescription> for StorageNode {
     fn from(node: v1::StorageNodeDescription) -> Self {
         let status = |status: v1::StorageNodeStatus| StorageStatus {
@@ -293,6 +325,8 @@ impl From<v1::StorageNodeDescription> for StorageNode {
             floor: status.floor,
             direct_io: status.direct_io,
             failure: some_text(status.failure),
+            scrubbed_ms: i64::try_from(status.scrubbed_ms).ok().filter(|at| *at > 0),
+            damaged: status.damaged.into_iter().map(Damaged::from).collect(),
         };
         Self {
             id: node.id,

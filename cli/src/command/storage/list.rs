@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use forebay_client::Admin;
 
 use super::view::Described;
-use crate::command::cluster::view::{StorageNode, StorageStatus, some_text};
+use crate::command::cluster::view::{Damaged, StorageNode, StorageStatus, some_text};
 use crate::output::{FormatArgs, bytes, grouped, or_dash, table};
 use crate::time::rfc3339;
 
@@ -47,8 +47,33 @@ pub async fn describe(args: DescribeArgs, admin: &Admin) -> anyhow::Result<()> {
             count => format!("{} have no other copy that can be reached\n", grouped(count)),
         };
         let nodes = render(std::slice::from_ref(&found.node));
-        format!("{nodes}\npartitions need {} of it\n{sole}", found.left())
+        let health = found.node.status.as_ref().map(health).unwrap_or_default();
+        format!("{nodes}\npartitions need {} of it\n{sole}{health}", found.left())
     })
+}
+
+/// What is known of the bytes on its disk.
+fn health(status: &StorageStatus) -> String {
+    let scrubbed = match status.scrubbed_ms {
+        Some(at) => format!("all it holds was last read back at {}\n", rfc3339(at)),
+        None => "not all it holds was read back since it started\n".to_owned(),
+    };
+    if status.damaged.is_empty() {
+        return format!("{scrubbed}nothing is known to be damaged\n");
+    }
+    let row = |one: &Damaged| {
+        vec![
+            format!("{}/{}.{}", one.partition, one.epoch, one.seq),
+            one.first.to_string(),
+            or_dash(one.end),
+        ]
+    };
+    let damaged = table(
+        &["SEGMENT", "FROM", "TO"],
+        &[1, 2],
+        status.damaged.iter().map(row),
+    );
+    format!("{scrubbed}damaged, and not healed yet:\n{damaged}")
 }
 
 fn render(nodes: &[StorageNode]) -> String {

@@ -9,6 +9,7 @@
 
 use super::*;
 use crate::disk::DirectIo;
+use crate::superblock::Superblock;
 
 #[tokio::test]
 async fn a_second_node_on_the_same_folder_is_refused_with_path_and_pid() {

@@ -10,18 +10,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use forebay_proto::data::replica::{FenceItem, FencedState, FromNode, NodeFailure, ReadRequest, Refusal};
+use forebay_proto::data::replica::{
+    Copied, FenceItem, FencedState, FromNode, NodeFailure, ReadRequest, Refusal,
+};
 use forebay_record::frame::Frame;
 use forebay_record::{Epoch, Generation, Offset, SegmentId};
 use forebay_runtime::random::SeededRandom;
 use uuid::Uuid;
 
 mod damage;
+mod heal;
 mod trim;
 
 use damage::small;
 
 use super::*;
+use crate::damage::Damages;
 use crate::disk::fault::FaultDisk;
 use crate::disk::{BLOCK_LEN, BLOCK_LEN_U64};
 use crate::journal::files::journal_name;
@@ -64,6 +68,8 @@ fn open_with(disk: &FaultDisk, terms: &Terms) -> Result<Node, ResumeError> {
         acked: BTreeMap::new(),
         fenced: BTreeMap::new(),
         refused: Vec::new(),
+        damages: Arc::default(),
+        copied: Vec::new(),
     })
 }
 
@@ -78,6 +84,8 @@ struct Node {
     acked: BTreeMap<SegmentId, u32>,
     fenced: BTreeMap<SegmentId, FencedState>,
     refused: Vec<Refusal>,
+    damages: Arc<Damages>,
+    copied: Vec<Result<Copied, NodeFailure>>,
 }
 
 impl Node {
@@ -96,6 +104,7 @@ impl Node {
                         .extend(states.into_iter().map(|state| (state.segment, state)));
                 }
                 FromNode::NotTaken { refusal, .. } => self.refused.push(refusal),
+                FromNode::Copied { result, .. } => self.copied.push(result),
                 other => panic!("{other:?}"),
             }
         }
@@ -128,6 +137,7 @@ impl Node {
             generation: GENERATION,
             index: Arc::clone(&self.resumed.index),
             table: Arc::clone(&self.resumed.table),
+            damages: Arc::clone(&self.damages),
         }
     }
 
