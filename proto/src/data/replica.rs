@@ -1122,7 +1122,7 @@ impl Message for FromNode {
                 out
             }
             Self::Urge(segments) => segments_message(76, segments),
-            Self::Damaged(segments) => segments_message(89, segments),
+            Self::Damaged(segments) => segments_message(90, segments),
         }
     }
 
@@ -1193,7 +1193,7 @@ impl Message for FromNode {
                 request: id,
                 result: result(r, copied)?,
             },
-            89 => Self::Damaged(items(r, 16, segment)?),
+            90 => Self::Damaged(items(r, 16, segment)?),
             other => return Err(WireError::Kind(other)),
         };
         reader.finish()?;
