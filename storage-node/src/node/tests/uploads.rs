@@ -71,9 +71,13 @@ impl Client {
     async fn upload(&mut self, upload: &UploadRequest) -> Result<Uploaded, NodeFailure> {
         let upload = upload.clone();
         self.send(ToNode::Upload { request: 8, upload }).await;
-        match self.recv().await {
-            FromNode::Uploaded { request: 8, result } => result,
-            other => panic!("{other:?}"),
+        loop {
+            match self.recv().await {
+                FromNode::Uploaded { request: 8, result } => return result,
+                // What the copy finds is told to everybody.
+                FromNode::Damaged(_) => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 }
