@@ -10,7 +10,6 @@ mod lines;
 mod output;
 mod position;
 pub mod server;
-mod time;
 
 pub use command::{Cli, run};
 

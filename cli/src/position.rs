@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use forebay_client::{Offset, StartPosition};
 use forebay_runtime::config::HumanDuration;
 
-use crate::time::{TimeError, parse_rfc3339};
+use forebay_runtime::time::{TimeError, parse_rfc3339};
 
 /// Why a text names no place to begin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -20,4 +20,5 @@ pub mod process;
 pub mod random;
 pub mod tasks;
 pub mod telemetry;
+pub mod time;
 pub mod trace;

@@ -16,6 +16,7 @@ use forebay_meta::restore::OFFSETS_SKIPPED;
 use forebay_proto::data::replica::FencedState;
 use forebay_record::frame::ChainHash;
 use forebay_record::{Generation, NodeId, Offset, SegmentId};
+use forebay_runtime::time::rfc3339;
 
 use super::action::{Context, Nodes};
 use super::loss::{Ranges, common, shown};
@@ -118,7 +119,11 @@ impl ForcedEnd {
             None if lost.is_empty() => "the only copies are damaged".to_owned(),
             None => format!("without storage nodes {}", lost.join(", ")),
         };
-        let reason = format!("{} sealed by force at {}, {without}", self.segment, sealed.at_ms);
+        let reason = format!(
+            "{} sealed by force at {}, {without}",
+            self.segment,
+            rfc3339(sealed.at_ms)
+        );
         let mut forced = record.force_seal(self.end, self.next, sealed, &reason, op)?;
         if let Some(trusted) = self.trusted {
             forced.disown(self.segment, |node| !self.is_like(trusted, node));

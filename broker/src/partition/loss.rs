@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use forebay_meta::model::Segment;
 use forebay_proto::data::replica::{Missing, MissingRequest, NodeFailure};
 use forebay_record::{Generation, NodeId, Offset, PartitionId, SegmentId};
+use forebay_runtime::time::rfc3339;
 
 use super::action::{Action, Context, Nodes};
 use super::force::{Awaited, Evidence};
@@ -338,7 +339,11 @@ impl Owner {
                 .iter()
                 .flat_map(|(base, end)| record.pieces(*base, *end))
                 .collect();
-            let reason = format!("{} declared lost by an operator at {}", one.segment, ctx.wall_ms);
+            let reason = format!(
+                "{} declared lost by an operator at {}",
+                one.segment,
+                rfc3339(ctx.wall_ms)
+            );
             match record.declare_lost(one.segment, &left, &reason, ctx.nonce) {
                 Ok(next) => record = next,
                 Err(refused) => {

@@ -10,7 +10,7 @@ use self::view::{Broker, BrokerSummary, Cluster, StorageNode, StorageStatus, som
 use crate::command::topic::view::recovery_text;
 use crate::connect::connect;
 use crate::output::{FormatArgs, bytes, counted, grouped, or_dash, table};
-use crate::time::rfc3339;
+use forebay_runtime::time::rfc3339;
 
 /// Moves in the table; JSON has all that are kept.
 const MOVES_SHOWN: usize = 10;

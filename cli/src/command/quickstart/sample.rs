@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use forebay_runtime::random::{Random as _, SeededRandom};
 
 use super::bar;
-use crate::time::{civil, days_since_1970};
+use forebay_runtime::time::{civil, days_since_1970};
 
 const SEED: u64 = 7450;
 const WRITE_BYTES: usize = 1 << 20;

@@ -6,7 +6,7 @@ use forebay_client::Admin;
 use super::view::Described;
 use crate::command::cluster::view::{Damaged, StorageNode, StorageStatus, some_text};
 use crate::output::{FormatArgs, bytes, grouped, or_dash, table};
-use crate::time::rfc3339;
+use forebay_runtime::time::rfc3339;
 
 /// How to show them.
 #[derive(Debug, clap::Args)]

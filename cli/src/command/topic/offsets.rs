@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::command::Usage;
 use crate::output::{FormatArgs, grouped, or_dash, table};
 use crate::position::parse_place;
-use crate::time::rfc3339;
+use forebay_runtime::time::rfc3339;
 
 /// What to look up.
 #[derive(Debug, clap::Args)]

@@ -40,6 +40,9 @@ pub struct Civil {
 
 /// Milliseconds since 1970 of an RFC 3339 time. A fraction finer than that is rounded up, so that
 /// nothing before the time is at or after the answer.
+///
+/// # Errors
+/// Where the text is not of the standard's form, or names a time that does not exist.
 pub fn parse_rfc3339(text: &str) -> Result<i64, TimeError> {
     let mut rest = Scan(text.as_bytes());
     let year = rest.digits(4)?;
