@@ -354,7 +354,11 @@ impl Owner {
         }
         if record.gaps == self.record.gaps {
             // Stored: what is declared lost is not read from memory either.
-            let ends = lost.segments.iter().flat_map(|one| &one.ranges).map(|(_, end)| *end);
+            let ends = lost
+                .segments
+                .iter()
+                .flat_map(|one| &one.ranges)
+                .map(|(_, end)| *end);
             self.cache.shrink(0, ends.max().unwrap_or_default());
             return;
         }
