@@ -184,7 +184,19 @@ async fn a_flipped_bit_of_the_only_copy_is_told_and_given_up_and_all_else_is_kep
     let first = client(&address).await;
     let settings = BTreeMap::from([("forebay.offload".to_owned(), "false".to_owned())]);
     first.admin().create_topic(TOPIC, 1, settings).await.unwrap();
-    let mut written = write(&first, 0..300).await;
+    // A sealed segment, and one that is open.
+    let mut written = write(&first, 0..40).await;
+    let alter = |size: &str| {
+        cli(
+            &address,
+            &["topic", "alter", TOPIC, "--set", &format!("segment.bytes={size}")],
+        )
+    };
+    assert!(alter("1048576").status.success());
+    written.extend(write(&first, 40..80).await);
+    until(&first, "a roll", |one| one.segments.len() > 1).await;
+    assert!(alter("268435456").status.success());
+    written.extend(write(&first, 80..300).await);
     let lost = written
         .iter()
         .find_map(|((_, offset), found)| (*found == value(100)).then_some(*offset));

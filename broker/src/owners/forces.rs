@@ -146,6 +146,13 @@ impl Driver {
         })
     }
 
+    /// Whether a partition has been taken over for so long that it is told.
+    pub(super) fn takes_long(&self, partition: PartitionId) -> bool {
+        let now = self.settings.clock.monotonic();
+        let since = self.taking.get(&partition).copied().unwrap_or(now);
+        now.saturating_sub(since).as_millis() >= u128::from(NAMED_FROM_MS)
+    }
+
     /// The longest takeovers that are not over, the longest first.
     pub(super) fn longest_takeovers(&self) -> Vec<Taking> {
         let mut oldest: Vec<_> = self.taking.iter().map(|(id, since)| (*since, *id)).collect();

@@ -19,7 +19,6 @@ use forebay_runtime::mutant::{self, Mutant};
 use super::calls::{CALL_TIMEOUT_MS, Call, Question, QuestionKind};
 use super::driver::Driver;
 use super::message::{Command, Outbox};
-use super::serve::not_owner;
 use crate::metrics::Request;
 
 impl Driver {
@@ -182,10 +181,7 @@ impl Driver {
         epoch: Epoch,
         from: Offset,
     ) -> Result<ReadPlan, Failure> {
-        let owner = self.serving(partition, epoch)?;
-        let high_watermark = owner
-            .high_watermark()
-            .ok_or_else(|| not_owner(partition, self.settings.records.me))?;
+        let (owner, high_watermark) = self.readable(partition, epoch, from)?;
         let record = owner.record();
         Ok(ReadPlan {
             epoch: record.epoch,

@@ -56,6 +56,9 @@ impl Driver {
                 return true;
             };
             let Some(visible) = owner.high_watermark() else {
+                if self.readable(one.partition, one.epoch, one.offset).is_ok() {
+                    return true;
+                }
                 continue;
             };
             let (start, end) = (owner.record().log_start, owner.tail());
@@ -118,11 +121,8 @@ impl Driver {
         offset: Offset,
         max: usize,
     ) -> Result<Fetched, Failure> {
-        let owner = self.serving(id, epoch)?;
-        let (log_start, high_watermark) = (
-            owner.record().log_start,
-            owner.high_watermark().unwrap_or_default(),
-        );
+        let (owner, high_watermark) = self.readable(id, epoch, offset)?;
+        let log_start = owner.record().log_start;
         if offset < log_start || offset > owner.tail() {
             let message = format!(
                 "offset {offset} of {id} is out of range: it holds {log_start} up to {high_watermark}"
@@ -135,7 +135,9 @@ impl Driver {
             batches: Vec::new(),
             behind: false,
         };
-        if max > 0 {
+        if owner.high_watermark().is_none() {
+            fetched.behind = max > 0;
+        } else if max > 0 {
             match owner.cache().read(offset, high_watermark, max) {
                 Found::Batches(chunks, _) => fetched.batches = chunks,
                 Found::Older => fetched.behind = true,
@@ -143,6 +145,28 @@ impl Driver {
             }
         }
         Ok(fetched)
+    }
+
+    /// The owner of a partition from which an offset may be read, and the end of what may. Where a takeover
+    /// waits for long, what was sealed before it is read meanwhile: that is committed, whatever becomes of
+    /// the open segment.
+    pub(super) fn readable(
+        &self,
+        id: PartitionId,
+        epoch: Epoch,
+        offset: Offset,
+    ) -> Result<(&Owner, Offset), Failure> {
+        let waits = self
+            .owners
+            .get(&id)
+            .filter(|owner| offset < owner.settled() && self.takes_long(id));
+        match (self.serving(id, epoch), waits) {
+            (Ok(owner), _) => Ok((owner, owner.high_watermark().unwrap_or_default())),
+            (Err(failure), Some(owner)) if failure.code == ErrorCode::Unavailable => {
+                Ok((owner, owner.settled()))
+            }
+            (Err(failure), _) => Err(failure),
+        }
     }
 
     /// The owner of a partition that serves reads, under the epoch that a request names.

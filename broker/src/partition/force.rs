@@ -341,20 +341,7 @@ impl Owner {
             Phase::Resigning | Phase::Released => return not_waiting("it goes to another broker".to_owned()),
         };
         let replicas = evidence(segment, replies, nodes);
-        let agreed = match dispute {
-            Some(contradiction) => Err(ForceRefused::Disputed(segment.id, contradiction)),
-            None => agree(segment, &replicas, replies),
-        };
-        let refuse = |node, why| Err(ForceRefused::Trust(node, segment.id, why));
-        match (trust, agreed) {
-            (None, agreed) => agreed?,
-            (Some(node), Ok(())) => return refuse(node, "nobody who answered contradicts it"),
-            (Some(node), Err(_)) => {
-                if !replicas.iter().any(|one| one.node == node && one.said.is_some()) {
-                    return refuse(node, "it is no replica that answered");
-                }
-            }
-        }
+        check_trust(segment, (&replicas, replies), dispute, trust)?;
         let is_kept = |one: &&Awaited| trust.is_none_or(|trusted| one.node == trusted);
         let held = |one: &Awaited| {
             let missing = self.losses.of(segment.id, one.node, one.generation);
@@ -377,18 +364,8 @@ impl Owner {
         let told = replies.values().map(|state| state.committed).max();
         let committed = told.unwrap_or(segment.base).max(segment.base);
         let tails = replies.values().map(|state| state.tail).max().unwrap_or(end);
-        let mut lost = vec![(segment.base, end)];
-        for one in replicas.iter().filter(is_kept) {
-            let Some(tail) = held(one) else { continue };
-            let missing = self.losses.of(segment.id, one.node, one.generation);
-            let mut ranges = missing.map_or_else(Vec::new, |missing| missing.ranges.clone());
-            ranges.retain(|(base, _)| *base < tail);
-            if tail < end {
-                ranges.push((tail, end));
-            }
-            lost = common(&lost, &ranges);
-        }
-        lost.retain(|(base, until)| base < until);
+        let kept = replicas.iter().filter(is_kept);
+        let lost = self.lost_below(segment, end, kept.filter_map(|one| Some((one, held(one)?))));
         let least = Offset(end.max(committed).max(tails).0.saturating_add(1));
         let next = next.unwrap_or(Offset(least.0.saturating_add(OFFSETS_SKIPPED - 1)));
         if next < least {
@@ -410,6 +387,28 @@ impl Owner {
             still_possible: self.still_possible(segment, &replicas, nodes),
             replicas,
         })
+    }
+
+    /// What lies in an open segment below its end, and none of the replicas that are kept can read; each
+    /// comes with how far it has the segment.
+    fn lost_below<'a>(
+        &self,
+        segment: &Segment,
+        end: Offset,
+        kept: impl Iterator<Item = (&'a Awaited, Offset)>,
+    ) -> Ranges {
+        let mut lost = vec![(segment.base, end)];
+        for (one, tail) in kept {
+            let missing = self.losses.of(segment.id, one.node, one.generation);
+            let mut ranges = missing.map_or_else(Vec::new, |missing| missing.ranges.clone());
+            ranges.retain(|(base, _)| *base < tail);
+            if tail < end {
+                ranges.push((tail, end));
+            }
+            lost = common(&lost, &ranges);
+        }
+        lost.retain(|(base, until)| base < until);
+        lost
     }
 
     /// A takeover that waits for the producers' state can go on without it.
@@ -574,6 +573,31 @@ fn evidence(segment: &Segment, replies: &BTreeMap<NodeId, FencedState>, nodes: &
         }
     };
     segment.replicas.iter().map(of).collect()
+}
+
+/// Replicas that contradict each other need one that is trusted, and no others do.
+fn check_trust(
+    segment: &Segment,
+    (replicas, replies): (&[Awaited], &BTreeMap<NodeId, FencedState>),
+    dispute: Option<String>,
+    trust: Option<NodeId>,
+) -> Result<(), ForceRefused> {
+    let agreed = match dispute {
+        Some(contradiction) => Err(ForceRefused::Disputed(segment.id, contradiction)),
+        None => agree(segment, replicas, replies),
+    };
+    let refuse = |node, why| Err(ForceRefused::Trust(node, segment.id, why));
+    match (trust, agreed) {
+        (None, agreed) => agreed,
+        (Some(node), Ok(())) => refuse(node, "nobody who answered contradicts it"),
+        (Some(node), Err(_)) => {
+            let answered = replicas.iter().any(|one| one.node == node && one.said.is_some());
+            if answered {
+                return Ok(());
+            }
+            refuse(node, "it is no replica that answered")
+        }
+    }
 }
 
 /// Two replicas that have the same number of frames must have the same ones.

@@ -320,6 +320,7 @@ impl Owner {
                 "an operator declares offsets of a sealed segment lost");
         }
         self.losses.declaring = Some(planned.clone());
+        self.past.hasten();
         self.tend_losses(ctx);
         Ok(planned)
     }
@@ -352,6 +353,13 @@ impl Owner {
             }
         }
         if record.gaps == self.record.gaps {
+            // Stored: what is declared lost is not read from memory either.
+            let ends = lost
+                .segments
+                .iter()
+                .flat_map(|one| &one.ranges)
+                .map(|(_, end)| *end);
+            self.cache.shrink(0, ends.max().unwrap_or_default());
             return;
         }
         // Again after a race that was lost.

@@ -310,6 +310,12 @@ impl Owner {
         self.is_serving().then_some(self.visible)
     }
 
+    /// Below this everything is committed, whatever becomes of the open segment of a takeover.
+    #[must_use]
+    pub fn settled(&self) -> Offset {
+        self.record.sealed_end()
+    }
+
     /// Next offset to assign.
     #[must_use]
     pub const fn tail(&self) -> Offset {
