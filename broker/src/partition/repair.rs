@@ -403,6 +403,13 @@ impl Owner {
             Presence::Here(Standing::Short, false) => here,
             Presence::Here(Standing::Damaged, false) => {
                 let incidents = self.repairs.incidents.get(&lost.0);
+                let others = segment.replicas.iter().filter(|replica| **replica != lost);
+                // Nobody can heal from itself; another node may save what is left.
+                let here = here.filter(|_| {
+                    others
+                        .clone()
+                        .any(|replica| self.is_there(segment.id, *replica, ctx))
+                });
                 if incidents.is_some_and(|incidents| incidents.count >= INCIDENTS_MAX) {
                     elsewhere().or(here)
                 } else {
@@ -442,6 +449,12 @@ impl Owner {
             by: self.record.epoch,
             urgency,
         })
+    }
+
+    /// Whether a replica's node is connected, under the generation that the record names.
+    fn is_there(&self, segment: SegmentId, (node, _): (NodeId, Generation), ctx: &Context<'_>) -> bool {
+        let watched = self.repairs.replicas.get(&(segment, node));
+        watched.is_some_and(|watched| matches!(presence_of(watched, node, ctx), Presence::Here(..)))
     }
 
     /// Whether a copy that was asked for is still wanted: the driver asks before it begins.
