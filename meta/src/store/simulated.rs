@@ -31,7 +31,7 @@ use super::error::{
     BadRequest, LeaseError, ReadError, Regressed, TxnError, Unavailable, Unknown, WatchError,
 };
 use super::lease::{LeaseKeeper, LeaseOwner};
-use super::types::{Entry, LeaseId, Page, Range, Revision, Txn, TxnReply};
+use super::types::{Entry, LeaseId, Page, Range, Revision, Txn, TxnReply, incarnation_base};
 use super::watch::WatchStream;
 use super::{MetaStore, check};
 
@@ -47,6 +47,13 @@ pub trait Wire: Send + Sync + 'static {
 
     /// How long a message takes back; none where it never arrives.
     fn back(&self) -> Option<Duration>;
+
+    /// How long news of changes take to whoever watches a prefix; none where they do not come for now,
+    /// though answers may: as from a member of the store that fell behind.
+    fn news(&self, prefix: &str) -> Option<Duration> {
+        let _ = prefix;
+        self.back()
+    }
 }
 
 /// What a store held at some time.
@@ -155,6 +162,20 @@ impl SimulatedStore {
     #[must_use]
     pub fn image(&self) -> Image {
         self.server.state.read().image()
+    }
+
+    /// Gives all revisions those of the next incarnation, as clients see them that know of it. All leases
+    /// are over.
+    pub fn raise(&self) {
+        let mut image = self.image();
+        let step = incarnation_base(2);
+        let raise = |revision: &mut Revision| revision.0 = revision.0.saturating_add(step);
+        for entry in image.entries.values_mut() {
+            raise(&mut entry.create_revision);
+            raise(&mut entry.mod_revision);
+        }
+        raise(&mut image.revision);
+        self.restore(image);
     }
 
     /// Puts back what it held before, as after a restore from a backup: revisions begin there again,
@@ -531,11 +552,17 @@ struct Followed {
     server: Arc<Server>,
     /// Where events come late, or not for now.
     line: Option<Arc<Line>>,
+    prefix: String,
 }
 
 fn follow(server: Arc<Server>, line: Option<Arc<Line>>, prefix: &str, after: Revision) -> WatchStream {
     let changes = server.changes.subscribe();
-    following::start(Followed { server, line }, changes, prefix, after)
+    let followed = Followed {
+        server,
+        line,
+        prefix: prefix.to_owned(),
+    };
+    following::start(followed, changes, prefix, after)
 }
 
 #[async_trait]
@@ -549,7 +576,7 @@ impl following::Source for Followed {
             if line.closed.is_cancelled() {
                 return Err(WatchError::Closed);
             }
-            match line.wire.back() {
+            match line.wire.news(&self.prefix) {
                 Some(back) => break back,
                 None => self.server.clock.sleep(RETRY_PAUSE).await,
             }

@@ -22,6 +22,8 @@ pub struct Disks {
 #[derive(Debug, Default)]
 struct Slot {
     disk: Option<FaultDisk>,
+    /// What its journal held at some time: see [`Disks::mark`].
+    mark: BTreeMap<String, Vec<u8>>,
     /// Who has it now; a process that lost its disk by a crash has it no more.
     holder: u64,
     held: bool,
@@ -74,6 +76,44 @@ impl Disks {
         }
     }
 
+    /// Remembers what the journal holds: until it is damaged next, what was written since is hit.
+    pub fn mark(&self, folder: &Path) {
+        let held = self.get(folder).map(|disk| journal(&disk)).unwrap_or_default();
+        if let Some(slot) = self.folders.lock().get_mut(folder) {
+            slot.mark = held;
+        }
+    }
+
+    /// Flips one bit of what was written to the journal since the mark, not in its last third, so that
+    /// something valid follows; of anything where there is no mark or too little was written.
+    #[must_use]
+    pub fn flip_new_bit(&self, folder: &Path, random: &SeededRandom) -> Option<String> {
+        let disk = self.get(folder)?;
+        let before = {
+            let mut folders = self.folders.lock();
+            std::mem::take(&mut folders.get_mut(folder)?.mark)
+        };
+        let mut new: Vec<(String, usize)> = Vec::new();
+        if !before.is_empty() {
+            for (name, bytes) in journal(&disk) {
+                let old = before.get(&name).map(Vec::as_slice).unwrap_or_default();
+                let differs = |at: &usize| bytes.get(*at) != old.get(*at) && bytes.get(*at) != Some(&0);
+                new.extend((0..bytes.len()).filter(differs).map(|at| (name.clone(), at)));
+            }
+        }
+        if new.len() < 10_000 {
+            return self.flip_bit(folder, random);
+        }
+        let at = usize::try_from(random.range(0, new.len() as u64 / 3 * 2)).ok()?;
+        let (name, at) = new.get(at)?;
+        disk.edit(name, |bytes| {
+            if let Some(byte) = bytes.get_mut(*at) {
+                *byte ^= 1 << random.range(0, 8);
+            }
+        });
+        Some(format!("{name} at {at}, new"))
+    }
+
     /// Flips one bit of a journal file, where something is written; says in which file and where.
     #[must_use]
     pub fn flip_bit(&self, folder: &Path, random: &SeededRandom) -> Option<String> {
@@ -102,6 +142,21 @@ impl Disks {
             self.put(folder, Some(disk.crashed(seed)));
         }
     }
+}
+
+/// The bytes of all journal files.
+fn journal(disk: &FaultDisk) -> BTreeMap<String, Vec<u8>> {
+    // A copy: looking at the bytes by `edit` syncs them.
+    let image = disk.image();
+    let names = image.list().unwrap_or_default();
+    let journals = names.into_iter().filter(|name| name.starts_with("journal-"));
+    let mut held = BTreeMap::new();
+    for name in journals {
+        image.edit(&name, |bytes| {
+            held.insert(name.clone(), bytes.clone());
+        });
+    }
+    held
 }
 
 impl Folders for Disks {

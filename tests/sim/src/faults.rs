@@ -13,6 +13,7 @@ use forebay_runtime::random::{Random, SeededRandom};
 use crate::host::{Harm, Host, HostId, Order, Role, folder};
 use crate::network::{Delays, STORE};
 use crate::objects::OBJECTS;
+use crate::scenes::Scenes;
 use crate::world::World;
 
 /// One kind of trouble.
@@ -78,10 +79,14 @@ impl<'a> Troublemaker<'a> {
 
     /// Makes trouble for so long. What it began ends with it but for what ends by itself later.
     pub async fn run(&self, time: Duration) {
+        let scenes = Scenes::new(self.world, self.hosts);
         let work = async {
             loop {
                 let pause = self.random.range(10, self.pause_ms);
                 tokio::time::sleep(Duration::from_millis(pause)).await;
+                if scenes.play(&self.lost).await && self.random.range(0, 3) > 0 {
+                    continue;
+                }
                 let choice = self.random.range(0, 100);
                 if self.kinds >> (choice / 4) & 1 == 0 {
                     continue;
@@ -101,11 +106,13 @@ impl<'a> Troublemaker<'a> {
     pub fn mend(&self) {
         tracing::info!(target: "sim", "all mended");
         self.world.network.unblock_all();
+        self.world.network.release_news();
         self.world.network.lose_store_messages(0);
         self.world.network.set_delays(Delays::default());
         self.world.network.resume(STORE);
         self.world.network.resume(OBJECTS);
         self.world.objects.fail(0);
+        Scenes::new(self.world, self.hosts).give_room();
         for host in self.hosts {
             self.world.network.resume(&host.id.to_string());
             self.world.slow_disk(host.id, 1);

@@ -36,12 +36,10 @@ use forebay_tier::{
 use tokio::sync::mpsc;
 use tonic::service::RoutesBuilder;
 
-use crate::network::name;
+use crate::network::{DATA, name};
 use crate::time::SimClock;
 use crate::world::World;
 
-/// Port of the data protocol.
-const DATA: u16 = 7451;
 /// Port of gRPC.
 pub const GRPC: u16 = 7450;
 /// Life of a session without a sign of life.
@@ -106,6 +104,10 @@ pub enum Order {
         /// Until it is started again.
         down: Duration,
     },
+    /// Ends it at once, and does not start it again.
+    Halt,
+    /// Starts what was halted.
+    Go,
 }
 
 /// A host, and the way to its supervisor.
@@ -190,17 +192,27 @@ async fn supervise(world: World, id: HostId, mut orders: mpsc::UnboundedReceiver
         tracing::info!(target: "sim", host = %id, ?order, "process ended");
         tasks.abort();
         world.network.cut(&id.to_string());
+        let mut halted = matches!(order, Order::Halt);
         let (harm, down) = match order {
             Order::Kill { harm, down } => (harm, down),
             Order::Stop { down } => (Harm::None, down),
+            Order::Halt | Order::Go => (Harm::None, Duration::ZERO),
         };
         if id.role == Role::Storage {
             damage(&world, id, harm);
         }
         tasks.wait().await;
         tokio::time::sleep(down).await;
-        // Orders for a process that is not there are void.
-        while orders.try_recv().is_ok() {}
+        // Other orders for a process that is not there are void.
+        while let Ok(order) = orders.try_recv() {
+            halted = matches!(order, Order::Halt) || (halted && !matches!(order, Order::Go));
+        }
+        while halted {
+            match orders.recv().await {
+                Some(order) => halted = !matches!(order, Order::Go),
+                None => return,
+            }
+        }
     }
 }
 
@@ -213,7 +225,7 @@ fn damage(world: &World, id: HostId, harm: Harm) {
         Harm::Wipe => world.disks.put(&folder, None),
         Harm::Rot => {
             world.disks.process_died(&folder);
-            if let Some(at) = world.disks.flip_bit(&folder, &world.random) {
+            if let Some(at) = world.disks.flip_new_bit(&folder, &world.random) {
                 tracing::info!(target: "sim", host = %id, at, "a bit is flipped");
             }
         }
@@ -372,7 +384,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
             let environment = Environment {
                 cluster_id: cluster.id.clone(),
                 incarnation: cluster.incarnation,
-                restoring: false,
+                restoring: cluster.restoring,
                 meta: Arc::clone(&store),
                 bucket: objects.as_ref().map(|objects| objects.bucket.clone()),
                 clock: Arc::clone(&clock),

@@ -22,6 +22,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+/// Port of the data protocol.
+pub const DATA: u16 = 7451;
 /// The metadata store's host.
 pub const STORE: &str = "etcd";
 /// Pieces in flight in one direction of a connection.
@@ -76,8 +78,31 @@ struct State {
     stalled: BTreeSet<String>,
     /// One message in so many between a host and the store is lost.
     store_loss_one_in: u64,
-    relays: BTreeMap<u64, (String, String, [AbortHandle; 2])>,
+    /// Hosts that hear no news of keys with a prefix, though the store answers them.
+    withheld: BTreeSet<(String, &'static str)>,
+    relays: BTreeMap<u64, Relay>,
     next: u64,
+}
+
+/// Both directions of a connection.
+struct Relay {
+    from: String,
+    to: String,
+    there: AbortHandle,
+    back: AbortHandle,
+    /// What its dialler sent arrives after the dialler's end too.
+    lingers: bool,
+}
+
+impl Relay {
+    fn between(&self, one: &str, other: &str) -> bool {
+        (self.from == one && self.to == other) || (self.from == other && self.to == one)
+    }
+
+    fn end(&self) {
+        self.there.abort();
+        self.back.abort();
+    }
 }
 
 impl Network {
@@ -143,9 +168,28 @@ impl Network {
         });
     }
 
+    /// Lets pass again what [`Network::block`] holds back in this direction.
+    pub fn unblock(&self, from: &str, to: &str) {
+        self.change(|state| {
+            state.blocked.remove(&(from.to_owned(), to.to_owned()));
+        });
+    }
+
     /// Lets everything pass that [`Network::block`] holds back.
     pub fn unblock_all(&self) {
         self.change(|state| state.blocked.clear());
+    }
+
+    /// Lets a host hear no news of keys with this prefix, which it watches.
+    pub fn withhold_news(&self, host: &str, prefix: &'static str) {
+        self.change(|state| {
+            state.withheld.insert((host.to_owned(), prefix));
+        });
+    }
+
+    /// Lets everybody hear all news again.
+    pub fn release_news(&self) {
+        self.change(|state| state.withheld.clear());
     }
 
     /// Stops a host from sending and receiving.
@@ -162,13 +206,25 @@ impl Network {
         });
     }
 
-    /// Ends every connection of a host.
+    /// Ends every connection of a host, whose process died. Frames that it sent to storage nodes are still
+    /// on their way.
     pub fn cut(&self, host: &str) {
         let mut state = self.inner.state.lock();
-        let gone = state.relays.extract_if(.., |_, (a, b, _)| a == host || b == host);
-        for (_, (_, _, handles)) in gone {
-            handles.iter().for_each(AbortHandle::abort);
+        for relay in state.relays.values() {
+            if relay.from == host && relay.lingers {
+                relay.back.abort();
+            } else if relay.from == host || relay.to == host {
+                relay.end();
+            }
         }
+        state.relays.retain(|_, relay| !relay.there.is_finished());
+    }
+
+    /// Ends every connection between two hosts, as a firewall does that forgot them.
+    pub fn sever(&self, one: &str, other: &str) {
+        let state = self.inner.state.lock();
+        let between = state.relays.values().filter(|relay| relay.between(one, other));
+        between.for_each(Relay::end);
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -225,7 +281,7 @@ impl Network {
             let here = Addr::mem(format!("pair-{number}"));
             let mut listener = self.binder().bind(&here).await?;
             let (near, theirs) = tokio::join!(self.inner.mem.connect(&here), listener.accept());
-            self.relay(number, from, host, theirs?, far);
+            self.relay(number, from, (host, port), theirs?, far);
             near
         };
         match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
@@ -234,7 +290,7 @@ impl Network {
         }
     }
 
-    fn relay(&self, number: u64, from: &str, to: &str, near: Connection, far: Connection) {
+    fn relay(&self, number: u64, from: &str, (to, port): (&str, u16), near: Connection, far: Connection) {
         let (near_read, near_write) = near.into_split();
         let (far_read, far_write) = far.into_split();
         let way = |from: &str, to: &str| Way {
@@ -244,14 +300,18 @@ impl Network {
         };
         let there = tokio::spawn(way(from, to).carry(near_read, far_write));
         let back = tokio::spawn(way(to, from).carry(far_read, near_write));
-        let handles = [there.abort_handle(), back.abort_handle()];
+        let relay = Relay {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            there: there.abort_handle(),
+            back: back.abort_handle(),
+            lingers: port == DATA && from.starts_with("broker"),
+        };
         let mut state = self.inner.state.lock();
         state
             .relays
-            .retain(|_, (_, _, handles)| !handles.iter().all(AbortHandle::is_finished));
-        state
-            .relays
-            .insert(number, (from.to_owned(), to.to_owned(), handles));
+            .retain(|_, relay| !relay.there.is_finished() || !relay.back.is_finished());
+        state.relays.insert(number, relay);
     }
 }
 
@@ -346,5 +406,14 @@ impl Wire for StoreWire {
 
     fn back(&self) -> Option<Duration> {
         self.fate(STORE, &self.host)
+    }
+
+    fn news(&self, prefix: &str) -> Option<Duration> {
+        let withheld = {
+            let state = self.network.inner.state.lock();
+            let mut of_host = state.withheld.iter().filter(|(host, _)| *host == self.host);
+            of_host.any(|(_, held)| prefix.starts_with(held))
+        };
+        if withheld { None } else { self.back() }
     }
 }

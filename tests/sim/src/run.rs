@@ -11,15 +11,16 @@ use anyhow::Context as _;
 use forebay_history::{ChainRecord, ChainSegment, Event, History, Range, Rules, check};
 use forebay_meta::keys;
 use forebay_meta::model::Partition;
-use forebay_meta::store::{Image, Revision, WatchKind};
+use forebay_meta::store::{Revision, WatchKind};
 use serde::{Deserialize, Serialize};
 
 use crate::entropy::seed_thread;
 use crate::eventlog::EventLog;
 use crate::faults::Troublemaker;
-use crate::host::{Harm, Host, HostId, Order, Role};
+use crate::host::{Host, HostId, Role};
 use crate::load::{self, Numbers, TOPIC};
 use crate::world::{Ends, Options, World};
+use crate::{rest, restore};
 
 /// All must be answered and readable this long after everything was mended.
 const RECOVERY: Duration = Duration::from_secs(180);
@@ -56,6 +57,7 @@ pub struct Outcome {
 /// Where the simulation itself does.
 #[must_use]
 pub fn run(seed: u64, options: &Options, log: &EventLog) -> (Outcome, History) {
+    let options_of_run = options;
     let (options, of_thread) = (options.clone(), log.clone());
     let simulate = move || {
         seed_thread(seed);
@@ -80,6 +82,8 @@ pub fn run(seed: u64, options: &Options, log: &EventLog) -> (Outcome, History) {
     let history = world.history();
     let rules = Rules {
         final_scans_min: 2,
+        // The backup does not know which segments went to the object store after it.
+        losses_allowed: options_of_run.restore && options_of_run.offload,
         ..Rules::default()
     };
     let report = check(&history, &rules);
@@ -207,31 +211,16 @@ async fn drive(world: &World) -> anyhow::Result<()> {
     finished.with_context(|| {
         format!("not all was answered and readable {RECOVERY:?} after everything was mended")
     })??;
+    // Its waits have bounds of their own.
+    rest::note(world)
+        .await
+        .context("what is left cannot be looked at")?;
     if world.options.restore {
         chains.abort();
-        go_back(world, &hosts, middle.await?, &numbers).await;
+        restore::go_back(world, &hosts, middle.await?, &numbers).await;
+        restore::raise(world, &hosts, &numbers).await?;
     }
     Ok(())
-}
-
-/// Kills everything and puts the metadata store back. Nobody may go on as if nothing had been: a scan
-/// that ends now ends too early, which the history tells.
-async fn go_back(world: &World, hosts: &[Host], image: Image, numbers: &Numbers) {
-    tracing::info!(target: "sim", "the metadata store goes back");
-    for host in hosts {
-        host.order(Order::Kill {
-            harm: Harm::None,
-            down: Duration::from_secs(2),
-        });
-    }
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    world.store.restore(image);
-    let scanned = tokio::time::timeout(Duration::from_secs(30), load::scan(world, 0, numbers)).await;
-    match scanned {
-        Ok(Ok(())) => tracing::info!(target: "sim", "the log was read after the store went back"),
-        Ok(Err(error)) => tracing::info!(target: "sim", error = format!("{error:#}"), "refused"),
-        Err(_) => tracing::info!(target: "sim", "nobody answers"),
-    }
 }
 
 /// Notes every version of every partition's record.

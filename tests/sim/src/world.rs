@@ -8,12 +8,14 @@ use forebay_meta::store::SimulatedStore;
 use forebay_runtime::clock::Clock;
 use forebay_runtime::random::{Random, SeededRandom};
 use forebay_runtime::tasks::Tasks;
+use forebay_storage_node::StorageNode;
 use parking_lot::Mutex;
 
 use crate::disks::Disks;
 use crate::host::{HostId, Running};
 use crate::network::Network;
 use crate::objects::Objects;
+use crate::scenes::Scene;
 use crate::time::SimClock;
 
 /// The size of a simulated cluster and its load.
@@ -43,6 +45,8 @@ pub struct Options {
     pub offload: bool,
     /// At the end the metadata store is put back to the middle of the run: everybody must refuse.
     pub restore: bool,
+    /// Only this scene is played, again and again; where none is given, the seed says which.
+    pub scene: Option<Scene>,
 }
 
 impl Options {
@@ -79,6 +83,7 @@ impl Default for Options {
             calm: false,
             offload: false,
             restore: false,
+            scene: None,
         }
     }
 }
@@ -114,10 +119,16 @@ pub struct World {
     shared: Arc<Mutex<Shared>>,
 }
 
+/// A process that runs.
+struct Up {
+    clock: SimClock,
+    node: Option<StorageNode>,
+}
+
 #[derive(Default)]
 struct Shared {
     history: History,
-    up: BTreeMap<HostId, SimClock>,
+    up: BTreeMap<HostId, Up>,
     slow_disks: BTreeMap<HostId, u64>,
     refusals: Vec<String>,
     ends: Ends,
@@ -157,12 +168,18 @@ impl World {
 
     /// A process runs.
     pub fn up(&self, host: HostId, running: &Running) {
-        self.shared.lock().up.insert(host, running.clock.clone());
+        let up = Up {
+            clock: running.clock.clone(),
+            node: running.node.clone(),
+        };
+        self.shared.lock().up.insert(host, up);
     }
 
     /// It does no longer.
     pub fn down(&self, host: HostId) {
-        self.shared.lock().up.remove(&host);
+        // Dropped behind the lock.
+        let gone = self.shared.lock().up.remove(&host);
+        drop(gone);
     }
 
     /// Which processes run.
@@ -171,10 +188,21 @@ impl World {
         self.shared.lock().up.keys().copied().collect()
     }
 
+    /// Storage nodes that run, by number.
+    #[must_use]
+    pub fn storage_nodes(&self) -> Vec<(u32, StorageNode)> {
+        let shared = self.shared.lock();
+        let nodes = shared
+            .up
+            .iter()
+            .filter_map(|(host, up)| Some((host.number, up.node.clone()?)));
+        nodes.collect()
+    }
+
     /// Makes the wall clock of a process jump.
     pub fn jump_clock(&self, host: HostId, by_ms: i64) {
-        if let Some(clock) = self.shared.lock().up.get(&host) {
-            clock.jump(by_ms);
+        if let Some(up) = self.shared.lock().up.get(&host) {
+            up.clock.jump(by_ms);
         }
     }
 
