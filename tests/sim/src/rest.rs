@@ -31,6 +31,8 @@ const CHECKER: &str = "checker";
 /// All that goes has gone this long after the last write: owners tell once a minute which names they are
 /// done with, and garbage waits for that.
 const SETTLES: Duration = Duration::from_secs(240);
+/// Nodes that ended last are up again after this long.
+const COMES_UP: Duration = Duration::from_secs(60);
 /// Bytes that a node may hold of an open segment without records: its first frame, with what is known of
 /// producers.
 const OPEN_BYTES_MAX: u64 = 64 << 10;
@@ -46,7 +48,14 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub async fn note(world: &World) -> anyhow::Result<()> {
     let tasks = Tasks::new(CHECKER);
     let noted = async {
-        note_copies(world, &tasks).await?;
+        let begun = tokio::time::Instant::now();
+        // A node may be on its way up still.
+        while let Err(error) = note_copies(world, &tasks).await {
+            if begun.elapsed() > COMES_UP {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         if world.options.offload {
             note_leftovers(world).await?;
         }
