@@ -11,6 +11,7 @@ use clap::Parser;
 use forebay_runtime::mutant::{self, Mutant};
 use forebay_sim::eventlog::{EventLog, Keep};
 use forebay_sim::run::{Outcome, run};
+use forebay_sim::scenes::Scene;
 use forebay_sim::world::Options;
 use tracing::Level;
 
@@ -42,6 +43,9 @@ struct Arguments {
     /// Breaks nothing.
     #[arg(long)]
     calm: bool,
+    /// Plays this scene again and again: divided, late-ack, witness, cut-at-change or full-disk.
+    #[arg(long)]
+    scene: Option<Scene>,
     /// Runs the seed in this process, once, and prints what became of it as JSON.
     #[arg(long, hide = true)]
     child: bool,
@@ -61,6 +65,7 @@ impl Arguments {
         Options {
             seconds: self.seconds,
             calm: self.calm,
+            scene: self.scene,
             ..Options::of_seed(seed)
         }
     }
@@ -112,6 +117,9 @@ fn spawn(seed: u64, arguments: &Arguments, mutant: Option<Mutant>, log: bool) ->
         .args(["--level", arguments.level.as_str()])
         .args(arguments.calm.then_some("--calm"))
         .args(log.then_some("--log"));
+    if let Some(scene) = arguments.scene {
+        command.args(["--scene", scene.name()]);
+    }
     if let Some(mutant) = mutant {
         command.args(["--mutant", mutant.name()]);
     }
