@@ -182,6 +182,7 @@ async fn serve(world: &World, numbers: &Arc<Numbers>) -> anyhow::Result<()> {
     tokio::time::sleep(AFTERWARDS).await;
     stop.store(true, Ordering::Relaxed);
     producer.await.context("a producer panicked")?;
+    world.note(Event::Quiesced);
     for number in 0..world.options.proxies.max(2) {
         while let Err(error) = load::scan(world, number, numbers).await {
             tracing::info!(target: "sim", error = format!("{error:#}"), "scan begins anew");

@@ -57,7 +57,8 @@ pub struct Outcome {
 /// Where the simulation itself does.
 #[must_use]
 pub fn run(seed: u64, options: &Options, log: &EventLog) -> (Outcome, History) {
-    let options_of_run = options;
+    // The backup does not know which segments went to the object store after it.
+    let losses_allowed = options.restore && options.offload;
     let (options, of_thread) = (options.clone(), log.clone());
     let simulate = move || {
         seed_thread(seed);
@@ -82,8 +83,7 @@ pub fn run(seed: u64, options: &Options, log: &EventLog) -> (Outcome, History) {
     let history = world.history();
     let rules = Rules {
         final_scans_min: 2,
-        // The backup does not know which segments went to the object store after it.
-        losses_allowed: options_of_run.restore && options_of_run.offload,
+        losses_allowed,
         ..Rules::default()
     };
     let report = check(&history, &rules);
