@@ -46,6 +46,15 @@ impl std::fmt::Debug for Control {
 impl Control {
     async fn locate_topic(&self, topic: &str) -> Result<v1::LocateResponse, Failure> {
         let located = locate(self.store.as_ref(), topic).await?;
+        // What others own by now may be thought to be owned here still.
+        let others = located
+            .partitions
+            .iter()
+            .filter(|one| one.session != self.session);
+        let seen: Vec<_> = others.map(|one| (one.id, one.epoch)).collect();
+        if !seen.is_empty() && self.mailbox.send(Command::EpochsSeen(seen)).await.is_err() {
+            tracing::debug!("the owners' task has ended");
+        }
         let unavailable =
             |error: &dyn std::fmt::Display| Failure::new(ErrorCode::Unavailable, error.to_string());
         let (sessions, _) = scan(self.store.as_ref(), keys::BROKERS, BROKERS_MAX)

@@ -304,6 +304,11 @@ impl Driver {
                 });
             }
             Command::TopicChanged(change) => self.on_topic_changed(change),
+            Command::EpochsSeen(seen) => {
+                for (partition, epoch) in seen {
+                    self.with_owner(partition, |owner, ctx| owner.on_epoch_seen(epoch, ctx));
+                }
+            }
             Command::Describe { partitions, reply } => {
                 // A caller that went away needs no answer.
                 let _ = reply.send(self.describe(&partitions));

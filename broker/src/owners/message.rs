@@ -198,6 +198,8 @@ pub enum Command {
     ObjectState(PartitionId, Option<Box<PartitionState>>),
     /// A topic was changed or deleted.
     TopicChanged(TopicChange),
+    /// Epochs at which records were found that name another session as owner.
+    EpochsSeen(Vec<(PartitionId, Epoch)>),
     /// All that is owned, in a few numbers.
     Summarize(oneshot::Sender<Summary>),
     /// Which partitions are owned, all where the list is empty.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use forebay_proto::error::Failure;
 use forebay_proto::v1::ErrorCode;
+use forebay_record::Epoch;
 use forebay_record::batch::Header;
 
 use super::action::{Action, Context};
@@ -129,6 +130,14 @@ impl Owner {
     /// the owner.
     pub fn on_unconfirmed(&mut self, ctx: &mut Context<'_>) {
         self.release("nobody confirms that this broker still owns it".to_owned(), ctx);
+    }
+
+    /// The partition's record is at an epoch. Another owner's fence or change tells the same to whoever
+    /// writes; one that nobody writes to would own the partition in its memory for ever.
+    pub fn on_epoch_seen(&mut self, epoch: Epoch, ctx: &mut Context<'_>) {
+        if epoch > self.record.epoch {
+            self.release(format!("its record is at {epoch}"), ctx);
+        }
     }
 
     pub(super) fn finish_resigning(&mut self, ctx: &mut Context<'_>) {

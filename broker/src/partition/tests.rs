@@ -629,6 +629,17 @@ fn an_idempotent_producer_writes_each_batch_once_through_every_takeover() {
 }
 
 #[test]
+fn an_owner_that_hears_of_a_newer_epoch_lets_go_and_of_its_own_stays() {
+    let mut world = World::new(7, 3, 3, 2, true);
+    world.pass(100);
+    let epoch = world.owner.record().epoch;
+    world.act(|owner, ctx| owner.on_epoch_seen(epoch, ctx));
+    assert!(!world.owner.is_released());
+    world.act(|owner, ctx| owner.on_epoch_seen(Epoch(epoch.0 + 1), ctx));
+    assert!(world.owner.is_released());
+}
+
+#[test]
 fn standalone_survives_the_same_with_one_replica() {
     let acknowledged: usize = (2_000..2_200).map(|seed| run(seed, 1, 1, 1, true)).sum();
     assert!(

@@ -104,10 +104,6 @@ pub enum Order {
         /// Until it is started again.
         down: Duration,
     },
-    /// Ends it at once, and does not start it again.
-    Halt,
-    /// Starts what was halted.
-    Go,
 }
 
 /// A host, and the way to its supervisor.
@@ -192,27 +188,17 @@ async fn supervise(world: World, id: HostId, mut orders: mpsc::UnboundedReceiver
         tracing::info!(target: "sim", host = %id, ?order, "process ended");
         tasks.abort();
         world.network.cut(&id.to_string());
-        let mut halted = matches!(order, Order::Halt);
         let (harm, down) = match order {
             Order::Kill { harm, down } => (harm, down),
             Order::Stop { down } => (Harm::None, down),
-            Order::Halt | Order::Go => (Harm::None, Duration::ZERO),
         };
         if id.role == Role::Storage {
             damage(&world, id, harm);
         }
         tasks.wait().await;
         tokio::time::sleep(down).await;
-        // Other orders for a process that is not there are void.
-        while let Ok(order) = orders.try_recv() {
-            halted = matches!(order, Order::Halt) || (halted && !matches!(order, Order::Go));
-        }
-        while halted {
-            match orders.recv().await {
-                Some(order) => halted = !matches!(order, Order::Go),
-                None => return,
-            }
-        }
+        // Orders for a process that is not there are void.
+        while orders.try_recv().is_ok() {}
     }
 }
 
@@ -384,7 +370,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
             let environment = Environment {
                 cluster_id: cluster.id.clone(),
                 incarnation: cluster.incarnation,
-                restoring: cluster.restoring,
+                restoring: false,
                 meta: Arc::clone(&store),
                 bucket: objects.as_ref().map(|objects| objects.bucket.clone()),
                 clock: Arc::clone(&clock),

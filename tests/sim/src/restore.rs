@@ -1,40 +1,13 @@
-//! A metadata store that was put back to an earlier state, and the operator's way on.
-//!
-//! First everything ends and the store goes back: nobody may serve as if nothing had been. Then the
-//! operator raises the incarnation, as `forebay metadata raise-incarnation` does it: brokers and proxies
-//! stay down until the records are brought together with what storage nodes hold. After that the cluster
-//! must take and give records again, and only what was declared may be missing.
+//! A metadata store that was put back to an earlier state: everything ends, the store goes back, and nobody
+//! may serve as if nothing had been.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
-use forebay_history::{Event, Range};
-use forebay_meta::model::Partition;
-use forebay_meta::restore::{self, Copy, Held};
-use forebay_meta::store::{Image, scan};
-use forebay_meta::{cluster, keys};
-use forebay_proto::v1;
-use forebay_proto::v1::storage_node_server::StorageNode as _;
-use forebay_record::{Epoch, NodeId, Offset, PartitionId, SegmentId, Token};
-use forebay_runtime::clock::Clock;
-use forebay_runtime::random::Random;
-use forebay_runtime::tasks::Tasks;
+use forebay_meta::store::Image;
 
-use crate::host::{Harm, Host, Order, Role};
+use crate::host::{Harm, Host, Order};
 use crate::load::{self, Numbers};
 use crate::world::World;
-
-/// Host from which the operator works.
-const OPERATOR: &str = "operator";
-/// Entries with one prefix.
-const ENTRIES_MAX: usize = 10_000;
-/// Storage nodes run with the new incarnation, and the cluster serves again, within this time.
-const RAISED: Duration = Duration::from_secs(180);
-/// Records are written for so long afterwards.
-const AFTERWARDS: Duration = Duration::from_secs(3);
 
 /// Kills everything and puts the metadata store back. Nobody may go on as if nothing had been: a scan
 /// that ends now ends too early, which the history tells.
@@ -54,140 +27,4 @@ pub async fn go_back(world: &World, hosts: &[Host], image: Image, numbers: &Numb
         Ok(Err(error)) => tracing::info!(target: "sim", error = format!("{error:#}"), "refused"),
         Err(_) => tracing::info!(target: "sim", "nobody answers"),
     }
-}
-
-/// Does what the runbook says, lets clients write and reads everything.
-///
-/// # Errors
-/// Where the cluster does not come back.
-pub async fn raise(world: &World, hosts: &[Host], numbers: &Arc<Numbers>) -> anyhow::Result<()> {
-    let others = || hosts.iter().filter(|host| host.id.role != Role::Storage);
-    others().for_each(|host| host.order(Order::Halt));
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let tasks = Tasks::new(OPERATOR);
-    let raised = tokio::time::timeout(RAISED, bring_together(world, &tasks)).await;
-    tasks.abort();
-    raised.context("storage nodes do not come back with the new incarnation")??;
-    others().for_each(|host| host.order(Order::Go));
-    let serves = tokio::time::timeout(RAISED, serve(world, numbers)).await;
-    serves.context("the cluster does not serve after its incarnation was raised")?
-}
-
-async fn bring_together(world: &World, tasks: &Tasks) -> anyhow::Result<()> {
-    let store = world
-        .store
-        .client(world.network.wire(OPERATOR), tasks.group("raising"));
-    let raised = restore::raise(&*store).await?;
-    tracing::info!(target: "sim", incarnation = raised.incarnation, "incarnation raised");
-    world.store.raise();
-    // Again, with the revisions of the new incarnation.
-    let store = world
-        .store
-        .client(world.network.wire(OPERATOR), tasks.group("restoring"));
-    let all = world.options.nodes as usize;
-    loop {
-        let nodes = world.storage_nodes();
-        let ready = |incarnation| incarnation == raised.incarnation;
-        if nodes.len() == all && nodes.iter().all(|(_, node)| ready(node.status().incarnation)) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let held = inventory(world).await?;
-    let (entries, _) = scan(&*store, keys::PARTITIONS, ENTRIES_MAX).await?;
-    restore::skip_ids(&*store, held.keys().next_back().copied()).await?;
-    let nothing = BTreeMap::new();
-    for entry in &entries {
-        let before = Partition::decode(&entry.value)?;
-        let of_one = held.get(&before.id).unwrap_or(&nothing);
-        let planned = restore::plan(&before, of_one, world.clock.now_unix_ms(), world.random.u64());
-        for gap in &planned.lost {
-            tracing::info!(target: "sim", partition = %before.id, base = %gap.base, end = %gap.end, why = gap.reason, "declared lost");
-            world.note(Event::GapDeclared {
-                partition: u64::from(before.number),
-                range: Range {
-                    from: gap.base.get(),
-                    until: gap.end.get(),
-                },
-            });
-        }
-        restore::store_record(&*store, entry, &planned.record).await?;
-    }
-    let (_, record) = cluster::stored(&*store).await?.context("there is no cluster")?;
-    anyhow::ensure!(record.restoring, "somebody else ended the restore");
-    restore::finish(&*store).await?;
-    Ok(())
-}
-
-/// What all nodes hold.
-async fn inventory(world: &World) -> anyhow::Result<BTreeMap<PartitionId, BTreeMap<SegmentId, Held>>> {
-    let mut held: BTreeMap<PartitionId, BTreeMap<SegmentId, Held>> = BTreeMap::new();
-    for (number, node) in world.storage_nodes() {
-        let mut after = None;
-        loop {
-            let request = tonic::Request::new(v1::InventoryRequest { after: after.take() });
-            let page = node.control().inventory(request).await?.into_inner();
-            for one in &page.segments {
-                if let Some((id, found, copy)) = understand(&node, one) {
-                    let segment = held.entry(id.partition).or_default().entry(id).or_insert(found);
-                    segment.bytes = segment.bytes.max(one.bytes);
-                    segment.copies.insert(NodeId(number), copy);
-                }
-            }
-            after = page.segments.last().cloned();
-            if !page.more || after.is_none() {
-                break;
-            }
-        }
-    }
-    Ok(held)
-}
-
-/// One line of an inventory; none without its first frame.
-fn understand(
-    node: &forebay_storage_node::StorageNode,
-    one: &v1::InventorySegment,
-) -> Option<(SegmentId, Held, Copy)> {
-    let id = SegmentId {
-        partition: PartitionId(one.partition_id),
-        epoch: Epoch(one.epoch),
-        seq: one.seq,
-    };
-    let ack_quorum = u8::try_from(one.ack_quorum).ok().filter(|quorum| *quorum > 0)?;
-    let named = one.replicas.iter();
-    let replicas = named.map(|one| (NodeId(one.node), forebay_record::Generation(one.generation)));
-    let held = Held {
-        id,
-        token: Token(one.token),
-        base: Offset(one.base),
-        ack_quorum,
-        replicas: replicas.collect(),
-        bytes: 0,
-        copies: BTreeMap::new(),
-    };
-    let copy = Copy {
-        generation: node.generation(),
-        tail: Offset(one.tail),
-        committed: Offset(one.committed),
-        limbo: one.limbo,
-    };
-    Some((id, held, copy))
-}
-
-/// Writes for a while, and reads everything through each proxy.
-async fn serve(world: &World, numbers: &Arc<Numbers>) -> anyhow::Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let producer = load::produce(world.clone(), 100, Arc::clone(numbers), Arc::clone(&stop));
-    let producer = tokio::spawn(producer);
-    tokio::time::sleep(AFTERWARDS).await;
-    stop.store(true, Ordering::Relaxed);
-    producer.await.context("a producer panicked")?;
-    world.note(Event::Quiesced);
-    for number in 0..world.options.proxies.max(2) {
-        while let Err(error) = load::scan(world, number, numbers).await {
-            tracing::info!(target: "sim", error = format!("{error:#}"), "scan begins anew");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    }
-    Ok(())
 }

@@ -57,8 +57,6 @@ pub struct Outcome {
 /// Where the simulation itself does.
 #[must_use]
 pub fn run(seed: u64, options: &Options, log: &EventLog) -> (Outcome, History) {
-    // The backup does not know which segments went to the object store after it.
-    let losses_allowed = options.restore && options.offload;
     let (options, of_thread) = (options.clone(), log.clone());
     let simulate = move || {
         seed_thread(seed);
@@ -83,7 +81,6 @@ pub fn run(seed: u64, options: &Options, log: &EventLog) -> (Outcome, History) {
     let history = world.history();
     let rules = Rules {
         final_scans_min: 2,
-        losses_allowed,
         ..Rules::default()
     };
     let report = check(&history, &rules);
@@ -218,7 +215,6 @@ async fn drive(world: &World) -> anyhow::Result<()> {
     if world.options.restore {
         chains.abort();
         restore::go_back(world, &hosts, middle.await?, &numbers).await;
-        restore::raise(world, &hosts, &numbers).await?;
     }
     Ok(())
 }
