@@ -7,14 +7,15 @@
     clippy::indexing_slicing
 )]
 
-use forebay_meta::model::{Partition, Segment};
+use forebay_meta::model::Partition;
 use forebay_meta::restore::OFFSETS_SKIPPED;
 use forebay_proto::data::replica::{FencedState, Missing, NodeFailure};
 use forebay_record::frame::{ChainHash, Frame, FrameKind, FrameSpec};
 use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
 use uuid::Uuid;
 
-use super::action::{Action, Context, NodeView, Nodes, Stored};
+use super::action::{Action, Context, Nodes, Stored};
+use super::case::{context, open_segment, three_nodes};
 use super::force::{Evidence, ForceRefused, ForcedEnd, Forcing};
 use super::owner::{Config, Owner};
 
@@ -34,16 +35,7 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        let segment = Segment {
-            id: SEGMENT,
-            token: Token(5),
-            base: Offset(100),
-            end: None,
-            ack_quorum: 2,
-            replicas: (1..=3).map(|node| (NodeId(node), Generation(1))).collect(),
-            bytes: 0,
-            sealed_ms: 0,
-        };
+        let segment = open_segment(SEGMENT, 5, 100);
         let mut record = Partition::new(PartitionId(1), Uuid::nil(), 0)
             .grant(BrokerId(1), SessionId(1), 1)
             .unwrap();
@@ -53,14 +45,7 @@ impl Case {
             .unwrap()
             .grant(BrokerId(2), SessionId(2), 3)
             .unwrap();
-        let view = NodeView {
-            generation: Generation(1),
-            zone: String::new(),
-            usable: true,
-            connected: true,
-            leaving: false,
-        };
-        let nodes: Nodes = (1..=3).map(|node| (NodeId(node), view.clone())).collect();
+        let nodes = three_nodes();
         let mut out = Vec::new();
         let owner = Owner::new(
             Config::default(),
@@ -164,18 +149,6 @@ impl Case {
         self.act(|owner, ctx| owner.on_stored(Stored::Done(11), ctx));
         assert!(self.owner.is_serving());
         *stored[0].clone()
-    }
-}
-
-fn context<'a>(nodes: &'a Nodes, now_ms: u64, out: &'a mut Vec<Action>) -> Context<'a> {
-    Context {
-        now_ms,
-        wall_ms: 77,
-        nodes,
-        meta_healthy: true,
-        meta_revision: 10,
-        nonce: 7,
-        out,
     }
 }
 

@@ -11,10 +11,11 @@ use forebay_meta::model::{Partition, Sealed, Segment};
 use forebay_proto::data::replica::{Headers, Missing, NodeFailure};
 use forebay_record::frame::FrameKind;
 use forebay_record::state::{OpenPayload, PartitionState};
-use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
+use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId};
 use uuid::Uuid;
 
-use super::action::{Action, Context, NodeView, Nodes, Stored};
+use super::action::{Action, Context, Nodes, Stored};
+use super::case::{context, open_segment, three_nodes};
 use super::loss::{DeclareRefused, Declaring, Lost};
 use super::owner::{Config, Owner};
 
@@ -27,16 +28,7 @@ fn id(seq: u32) -> SegmentId {
 }
 
 fn segment(seq: u32, base: u64) -> Segment {
-    Segment {
-        id: id(seq),
-        token: Token(u64::from(seq)),
-        base: Offset(base),
-        end: None,
-        ack_quorum: 2,
-        replicas: (1..=3).map(|node| (NodeId(node), Generation(1))).collect(),
-        bytes: 0,
-        sealed_ms: 0,
-    }
+    open_segment(id(seq), u64::from(seq), base)
 }
 
 /// Serves a partition with sealed segments 0..10 and 10..20 on nodes 1, 2 and 3.
@@ -61,14 +53,7 @@ impl Case {
             .unwrap()
             .grant(BrokerId(2), SessionId(2), 5)
             .unwrap();
-        let view = NodeView {
-            generation: Generation(1),
-            zone: String::new(),
-            usable: true,
-            connected: true,
-            leaving: false,
-        };
-        let nodes: Nodes = (1..=3).map(|node| (NodeId(node), view.clone())).collect();
+        let nodes = three_nodes();
         let mut out = Vec::new();
         let config = Config {
             offload: true,
@@ -160,18 +145,6 @@ fn offsets(ranges: &[(u64, u64)]) -> Vec<(Offset, Offset)> {
         .iter()
         .map(|(base, end)| (Offset(*base), Offset(*end)))
         .collect()
-}
-
-fn context<'a>(nodes: &'a Nodes, now_ms: u64, out: &'a mut Vec<Action>) -> Context<'a> {
-    Context {
-        now_ms,
-        wall_ms: 77,
-        nodes,
-        meta_healthy: true,
-        meta_revision: 10,
-        nonce: 7 + now_ms,
-        out,
-    }
 }
 
 #[test]

@@ -9,6 +9,8 @@
 
 mod action;
 mod append;
+#[cfg(test)]
+mod case;
 mod change;
 mod commit;
 mod force;

@@ -7,13 +7,14 @@
     clippy::indexing_slicing
 )]
 
-use forebay_meta::model::{Partition, Segment};
+use forebay_meta::model::Partition;
 use forebay_proto::data::replica::{FencedState, NodeFailure};
 use forebay_record::frame::ChainHash;
-use forebay_record::{BrokerId, Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
+use forebay_record::{BrokerId, Epoch, NodeId, Offset, PartitionId, SegmentId, SessionId};
 use uuid::Uuid;
 
-use super::action::{Action, Context, NodeView, Nodes};
+use super::action::{Action, Context, Nodes};
+use super::case::{context, open_segment, three_nodes};
 use super::owner::{Config, Owner};
 
 const SEGMENT: SegmentId = SegmentId {
@@ -31,16 +32,7 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        let segment = Segment {
-            id: SEGMENT,
-            token: Token(5),
-            base: Offset(0),
-            end: None,
-            ack_quorum: 2,
-            replicas: (1..=3).map(|node| (NodeId(node), Generation(1))).collect(),
-            bytes: 0,
-            sealed_ms: 0,
-        };
+        let segment = open_segment(SEGMENT, 5, 0);
         let record = Partition::new(PartitionId(1), Uuid::nil(), 0)
             .grant(BrokerId(1), SessionId(1), 1)
             .unwrap()
@@ -48,14 +40,7 @@ impl Case {
             .unwrap()
             .grant(BrokerId(2), SessionId(2), 3)
             .unwrap();
-        let view = NodeView {
-            generation: Generation(1),
-            zone: String::new(),
-            usable: true,
-            connected: true,
-            leaving: false,
-        };
-        let nodes: Nodes = (1..=3).map(|node| (NodeId(node), view.clone())).collect();
+        let nodes = three_nodes();
         let mut out = Vec::new();
         let mut ctx = context(&nodes, 0, &mut out);
         let owner = Owner::new(Config::default(), BrokerId(2), record, 10, &mut ctx);
@@ -93,18 +78,6 @@ impl Case {
     fn later(&mut self) -> Vec<Action> {
         self.now_ms += 600;
         self.act(|owner, ctx| owner.on_tick(ctx))
-    }
-}
-
-fn context<'a>(nodes: &'a Nodes, now_ms: u64, out: &'a mut Vec<Action>) -> Context<'a> {
-    Context {
-        now_ms,
-        wall_ms: 0,
-        nodes,
-        meta_healthy: true,
-        meta_revision: 10,
-        nonce: 7,
-        out,
     }
 }
 
