@@ -176,6 +176,18 @@ pub(crate) fn plan(
                 generation,
             })
         }
+        // A first start with a new generation that ended between folder and store: nobody was ever told
+        // of what the folder holds.
+        (Some(superblock), Some(record))
+            if gone
+                && superblock.generation == next_generation(record, me.incarnation)
+                && superblock.boot == record.boot + 1 =>
+        {
+            check_identity(me, superblock)?;
+            Ok(Plan::Resume {
+                boot: superblock.boot,
+            })
+        }
         (Some(_), Some(_)) if gone => Err(Refused::Gone {
             node: me.node,
             path: path(),
@@ -606,6 +618,28 @@ mod tests {
             plan(me(), Some(&superblock(4)), Some(&gone)),
             Err(Refused::Gone { .. })
         ));
+        // The first start with the new generation ended after it had written the folder.
+        let begun = Superblock {
+            generation: Generation(3),
+            ..superblock(5)
+        };
+        assert_eq!(
+            plan(me(), Some(&begun), Some(&gone)),
+            Ok(Plan::Resume { boot: 5 })
+        );
+        for other in [
+            Superblock {
+                generation: Generation(4),
+                ..superblock(5)
+            },
+            Superblock {
+                generation: Generation(3),
+                ..superblock(6)
+            },
+        ] {
+            let planned = plan(me(), Some(&other), Some(&gone));
+            assert!(matches!(planned, Err(Refused::Gone { .. })), "{planned:?}");
+        }
     }
 
     #[test]

@@ -261,6 +261,11 @@ impl Owner {
                     format!("a storage node that has {segment} from {at} on"),
                 )
             }
+            Recovery::Witnessing => (
+                "WITNESSING",
+                "storage nodes to say that the metadata store did not go back: too few are connected"
+                    .to_owned(),
+            ),
             Recovery::Loading(loading) if loading.offloaded => {
                 ("LOADING", "the producers' state in the object store".to_owned())
             }

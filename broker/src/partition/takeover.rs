@@ -26,7 +26,7 @@ use forebay_record::{NodeId, Offset, SegmentId};
 
 #[cfg(test)]
 pub(super) use self::load::state_of;
-use super::action::Context;
+use super::action::{Context, Nodes};
 use super::change::{carry, sealed};
 use super::owner::{Owner, Phase, Plan};
 
@@ -40,6 +40,9 @@ pub(super) const PATIENT_PAUSES: u32 = 10;
 /// Where a takeover is.
 #[derive(Debug)]
 pub enum Recovery {
+    /// Nothing is open, and too few storage nodes are connected to contradict the record: see
+    /// [`Owner::has_witnesses`].
+    Witnessing,
     /// Step 1.
     Fencing(Fencing),
     /// Step 2.
@@ -127,10 +130,21 @@ impl Owner {
                 asked: 0,
             }));
             self.send_fences(ctx);
-        } else {
+        } else if self.has_witnesses(ctx.nodes) {
             let end = self.record.sealed_end();
             self.load(VecDeque::new(), end, end, Vec::new(), ctx);
+        } else {
+            self.phase = Phase::Recovering(Recovery::Witnessing);
         }
+    }
+
+    /// Whether so many storage nodes are connected as a takeover with an open segment needs. Nodes
+    /// remember how far the metadata store was and do not run with one that went back (I24); a broker
+    /// remembers nothing, and without them would show the end that a restored record has.
+    fn has_witnesses(&self, nodes: &Nodes) -> bool {
+        let connected = nodes.values().filter(|node| node.connected).count();
+        let close_quorum = (self.config.replicas + 1).saturating_sub(usize::from(self.config.ack_quorum));
+        self.record.sealed_end() == Offset(0) || connected >= close_quorum.min(nodes.len()).max(1)
     }
 
     /// Writes the carry to a new segment, or seals where there is none and nobody waits.
@@ -177,6 +191,12 @@ impl Owner {
             Recovery::Carrying(carrying) => carrying.asked_ms,
             Recovery::Loading(loading) if loading.offloaded => loading.asked_ms + OBJECT_RETRY_MS,
             Recovery::Loading(loading) => loading.asked_ms,
+            Recovery::Witnessing => {
+                if self.has_witnesses(ctx.nodes) {
+                    self.recover(ctx);
+                }
+                return;
+            }
             Recovery::Placing { .. } => return self.place_carry(ctx),
             Recovery::Linking => return,
             Recovery::Halted(halted) => {
@@ -207,7 +227,7 @@ impl Owner {
                 loading.candidates.rotate_left(loading.candidates.len().min(1));
                 self.ask_for_headers(ctx);
             }
-            Recovery::Placing { .. } | Recovery::Linking | Recovery::Halted(_) => {}
+            Recovery::Witnessing | Recovery::Placing { .. } | Recovery::Linking | Recovery::Halted(_) => {}
         }
     }
 

@@ -180,8 +180,15 @@ impl Pool {
     /// Notes what the file system has left: where others fill it, the budget cannot be used up.
     pub fn note_free(&self, bytes: u64) {
         let before = self.free_bytes.swap(bytes, Ordering::Relaxed);
-        if before < self.file_len && bytes >= self.file_len {
-            let _stock = self.stock.lock();
+        if bytes < self.file_len {
+            return;
+        }
+        let mut stock = self.stock.lock();
+        if !stock.has_maker {
+            // Nobody else tries again.
+            stock.starved = false;
+        }
+        if before < self.file_len {
             self.changed.notify_all();
         }
     }
@@ -201,10 +208,13 @@ impl Pool {
         self.zeroed_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether a prepared file is there.
+    /// Whether a prepared file is there, or may be made by [`Pool::take`] where nobody makes them in
+    /// advance.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.stock.lock().ready.is_empty()
+        let stock = self.stock.lock();
+        let makes = !stock.has_maker && !stock.starved && self.has_budget(&stock, Purpose::Data);
+        !stock.ready.is_empty() || makes
     }
 
     /// Whether [`Pool::take`] could give a file, as far as the budget is concerned.
