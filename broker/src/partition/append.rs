@@ -15,7 +15,7 @@ use super::writer::Writer;
 use forebay_record::producers::{SequenceError, Verdict};
 
 /// Bytes of batches in one frame before the next is begun.
-const FRAME_BYTES_MAX: u64 = 4 << 20;
+const FRAME_BYTES_MAX: u64 = 2 << 20;
 /// A state frame follows at least this many bytes of data.
 const STATE_BYTES_MIN: u64 = 4 << 20;
 /// A state frame follows at most this many batches.

@@ -139,6 +139,8 @@ pub fn folder(number: u32) -> PathBuf {
 
 async fn supervise(world: World, id: HostId, mut orders: mpsc::UnboundedReceiver<Order>) {
     let mut boot = 0_u64;
+    // A reformat that was begun has to be repeated until it is done.
+    let mut reformatting = false;
     loop {
         boot += 1;
         let tasks = Tasks::new(id.to_string());
@@ -172,11 +174,11 @@ async fn supervise(world: World, id: HostId, mut orders: mpsc::UnboundedReceiver
                     // What a start that failed may have locked.
                     tasks.abort();
                     if id.role == Role::Storage
-                        && world.disks.get(&folder(id.number)).is_none()
+                        && (reformatting || world.disks.get(&folder(id.number)).is_none())
                         && boot > 1
                     {
                         let operator = Tasks::new(format!("operator of {id}"));
-                        reformat(&world, id, &operator).await;
+                        reformatting = !reformat(&world, id, &operator).await;
                         operator.abort();
                     }
                     Some(Order::Kill { harm: Harm::None, down: Duration::from_secs(1) })
