@@ -204,7 +204,6 @@ impl Core {
                 return self.out.push((peer, refused(Refusal::Failed)));
             }
         }
-        let limbo = self.parts.replica.is_in_limbo(header.segment);
         match self.parts.replica.append(peer, generation, frame) {
             Appended::Stage => {
                 let position = self.parts.writer.push(header, frame.payload());
@@ -215,12 +214,6 @@ impl Core {
             }
             Appended::Known => {}
             Appended::Refused(refusal) => {
-                let contradicts =
-                    matches!(refusal, Refusal::Overlap | Refusal::Diverged | Refusal::Malformed);
-                if contradicts && !limbo {
-                    tracing::error!(segment = %header.segment, number = header.number, ?refusal,
-                        "a frame contradicts its segment");
-                }
                 self.out.push((peer, refused(refusal)));
             }
         }
@@ -615,9 +608,7 @@ impl Core {
 
     /// Shows a segment to readers, and whether a copy of it is under way.
     fn publish(&mut self, state: &SegmentState, entries: &[Entry]) {
-        let healed = !state.limbo && !state.copied && self.parts.index.is_in_limbo(state.segment);
-        self.parts.index.publish(state, entries);
-        if healed {
+        if self.parts.index.publish(state, entries) && !state.copied {
             self.healed += 1;
             tracing::info!(segment = %state.segment, tail = %state.tail, "a damaged segment is whole again");
         }

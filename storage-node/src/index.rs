@@ -476,11 +476,6 @@ impl Index {
         self.get(segment).is_some_and(|segment| segment.damage(bad))
     }
 
-    /// Whether bytes of a segment may be missing.
-    pub(crate) fn is_in_limbo(&self, segment: SegmentId) -> bool {
-        self.get(segment).is_some_and(|segment| segment.is_limbo())
-    }
-
     /// What was found to be damaged of a segment does not matter: it belongs to it no more.
     pub(crate) fn clear_damage(&self, segment: SegmentId) {
         if let Some(segment) = self.get(segment) {
@@ -513,8 +508,8 @@ impl Index {
     }
 
     /// Adds durable frames, each with its segment's state after all of them; makes the segment
-    /// where it is new.
-    pub(crate) fn publish(&self, state: &SegmentState, entries: &[Entry]) {
+    /// where it is new. Whether its limbo ended by that.
+    pub(crate) fn publish(&self, state: &SegmentState, entries: &[Entry]) -> bool {
         let segment = match self.get(state.segment) {
             Some(segment) => segment,
             None => {
@@ -527,7 +522,7 @@ impl Index {
         };
         segment.add(state, entries);
         segment.fenced.store(state.fenced.is_some(), Ordering::Release);
-        segment.limbo.store(state.limbo, Ordering::Release);
+        let was_limbo = segment.limbo.swap(state.limbo, Ordering::AcqRel);
         if state.limbo {
             segment.damaged.store(false, Ordering::Release);
         }
@@ -535,6 +530,7 @@ impl Index {
         segment.committed.fetch_max(state.committed.0, Ordering::AcqRel);
         // Last: who sees the tail finds everything below it.
         segment.tail.store(state.tail.0, Ordering::Release);
+        was_limbo && !state.limbo
     }
 
     /// A copy is being made, or no longer.

@@ -20,8 +20,8 @@ pub enum Call {
     Headers(PartitionId, SegmentId),
     /// Part of a confirmation.
     Confirm(u64),
-    /// Whether segments are open, asked while the metadata store is silent.
-    Standing(Vec<SegmentId>),
+    /// Whether segments are open, asked at a time while the metadata store is silent.
+    Standing(u64, Vec<SegmentId>),
     /// A copy into the object store.
     Upload(u64),
     /// What a node has of segments.

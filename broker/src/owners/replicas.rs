@@ -204,9 +204,9 @@ impl Driver {
                     ..
                 }) => self.on_confirm(question, node, open.first().copied().unwrap_or(false)),
                 Some(Sent {
-                    call: Call::Standing(segments),
+                    call: Call::Standing(asked_ms, segments),
                     ..
-                }) => self.on_standing(node, &segments, &open),
+                }) => self.on_standing(node, asked_ms, &segments, &open),
                 _ => {}
             },
             FromNode::Uploaded { request, result } => {
@@ -255,7 +255,7 @@ impl Driver {
             // Asked again by the partitions' own timers.
             Call::Survey(_) => {}
             // As above, by this task's own.
-            Call::Standing(_) => {}
+            Call::Standing(..) => {}
             Call::Missing(partition, segment) => {
                 self.with_owner(partition, |owner, ctx| {
                     owner.on_missing(node, segment, Err(NodeFailure::Failed), ctx)

@@ -156,16 +156,17 @@ impl Driver {
         epoch: Epoch,
         offset: Offset,
     ) -> Result<(&Owner, Offset), Failure> {
+        let failure = match self.serving(id, epoch) {
+            Ok(owner) => return Ok((owner, owner.high_watermark().unwrap_or_default())),
+            Err(failure) => failure,
+        };
         let waits = self
             .owners
             .get(&id)
             .filter(|owner| offset < owner.settled() && self.takes_long(id));
-        match (self.serving(id, epoch), waits) {
-            (Ok(owner), _) => Ok((owner, owner.high_watermark().unwrap_or_default())),
-            (Err(failure), Some(owner)) if failure.code == ErrorCode::Unavailable => {
-                Ok((owner, owner.settled()))
-            }
-            (Err(failure), _) => Err(failure),
+        match waits {
+            Some(owner) if failure.code == ErrorCode::Unavailable => Ok((owner, owner.settled())),
+            _ => Err(failure),
         }
     }
 

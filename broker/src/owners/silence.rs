@@ -88,7 +88,8 @@ impl Driver {
             items.sort_unstable();
             for items in items.chunks(ITEMS_MAX) {
                 let asked = items.iter().map(|(segment, _)| *segment).collect();
-                let request = self.calls.begin(node, Call::Standing(asked), self.now_ms);
+                let call = Call::Standing(self.now_ms, asked);
+                let request = self.calls.begin(node, call, self.now_ms);
                 let items = items.to_vec();
                 self.request(node, ToNode::Confirm { request, items });
             }
@@ -96,7 +97,7 @@ impl Driver {
     }
 
     /// A storage node said which segments are open.
-    pub(super) fn on_standing(&mut self, node: NodeId, segments: &[SegmentId], open: &[bool]) {
+    pub(super) fn on_standing(&mut self, node: NodeId, asked_ms: u64, segments: &[SegmentId], open: &[bool]) {
         for (segment, open) in segments.iter().zip(open) {
             let partition = segment.partition;
             let quorum = self
@@ -109,7 +110,8 @@ impl Driver {
             else {
                 continue;
             };
-            if !*open || asked != segment {
+            // An answer that comes late says nothing about now.
+            if !*open || asked != segment || *at_ms != asked_ms {
                 continue;
             }
             votes.insert(node);

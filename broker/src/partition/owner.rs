@@ -310,9 +310,13 @@ impl Owner {
         self.is_serving().then_some(self.visible)
     }
 
-    /// Below this everything is committed, whatever becomes of the open segment of a takeover.
+    /// Below this everything is committed, whatever becomes of the open segment of a takeover. Nothing is
+    /// known to be where nobody has witnessed that the record is not an older one.
     #[must_use]
     pub fn settled(&self) -> Offset {
+        if matches!(self.phase, Phase::Recovering(Recovery::Witnessing)) {
+            return Offset(0);
+        }
         self.record.sealed_end()
     }
 

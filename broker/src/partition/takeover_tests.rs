@@ -7,7 +7,7 @@
     clippy::indexing_slicing
 )]
 
-use forebay_meta::model::Partition;
+use forebay_meta::model::{Partition, Sealed};
 use forebay_proto::data::replica::{FencedState, NodeFailure};
 use forebay_record::frame::ChainHash;
 use forebay_record::{BrokerId, Epoch, NodeId, Offset, PartitionId, SegmentId, SessionId};
@@ -102,6 +102,41 @@ fn loads(actions: &[Action]) -> bool {
     actions
         .iter()
         .any(|action| matches!(action, Action::ReadHeaders { .. }))
+}
+
+/// A broker on metadata that was put back must not show the end that they have, before storage nodes,
+/// which remember more, had a chance to be there.
+#[test]
+fn with_nothing_open_the_end_is_shown_only_once_a_close_quorum_of_nodes_is_connected() {
+    let record = Partition::new(PartitionId(1), Uuid::nil(), 0)
+        .grant(BrokerId(1), SessionId(1), 1)
+        .unwrap()
+        .open_first(open_segment(SEGMENT, 5, 0), 2)
+        .unwrap()
+        .seal(Offset(9), Sealed::default(), None, 3)
+        .unwrap()
+        .grant(BrokerId(2), SessionId(2), 4)
+        .unwrap();
+    let mut nodes = three_nodes();
+    nodes.values_mut().for_each(|view| view.connected = false);
+    let mut out = Vec::new();
+    let mut ctx = context(&nodes, 0, &mut out);
+    let owner = Owner::new(Config::default(), BrokerId(2), record, 10, &mut ctx);
+    let mut case = Case {
+        owner,
+        nodes,
+        now_ms: 0,
+    };
+    for connected in [1, 2] {
+        assert!(out.is_empty() && !case.owner.is_serving());
+        assert_eq!(case.owner.settled(), Offset(0), "nothing is read meanwhile");
+        let waits = case.owner.recovering(&case.nodes).unwrap();
+        assert_eq!(waits.step, "WITNESSING");
+        case.nodes.get_mut(&NodeId(connected)).unwrap().connected = true;
+        out = case.later();
+    }
+    assert!(loads(&out), "the state is read now");
+    assert_eq!(case.owner.settled(), Offset(9));
 }
 
 #[test]

@@ -570,6 +570,27 @@ mod tests {
         assert_eq!(pool.take(Purpose::Data).unwrap().name, "spare-000000000000000b");
     }
 
+    /// Without a thread that tries again, a node whose disk had been full took no new segment ever after.
+    #[test]
+    fn where_nobody_makes_files_ahead_a_disk_that_was_full_is_tried_again_once_it_has_room() {
+        let disk = FaultDisk::default();
+        let pool = pool(&disk);
+        pool.note_free(10 * LEN);
+        assert!(pool.is_ready());
+        disk.set_free(LEN / 2);
+        assert_eq!(
+            pool.take(Purpose::Data).unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
+        assert!(!pool.is_ready() && !pool.can_give(Purpose::Data));
+        pool.note_free(LEN / 2);
+        assert!(!pool.is_ready());
+        disk.set_free(10 * LEN);
+        pool.note_free(10 * LEN);
+        assert!(pool.is_ready());
+        pool.take(Purpose::Data).unwrap();
+    }
+
     #[test]
     fn the_thread_keeps_one_spare_ready_and_ends_when_told() {
         let pool = Arc::new(pool(&FaultDisk::default()));

@@ -63,7 +63,7 @@ impl Replica {
             return if known {
                 Err(Appended::Known)
             } else {
-                refuse(Refusal::Overlap)
+                refuse(contradicts(header, Refusal::Overlap))
             };
         }
         if mutant::is(Mutant::GapStored) && header.number > held.staged.frames {
@@ -80,14 +80,14 @@ impl Replica {
             held.limbo = true;
             let state = held.state(header.segment, held.staged);
             self.notes.push_back(Note::Standing(state));
-            return refuse(Refusal::Diverged);
+            return refuse(contradicts(header, Refusal::Diverged));
         }
         let continues = header.token == held.token
             && header.first == held.staged.tail
             && header.frame_len() <= self.limits.frame_len_max
             && header.kind != FrameKind::Open;
         if !continues {
-            return refuse(Refusal::Malformed);
+            return refuse(contradicts(header, Refusal::Malformed));
         }
         if admission == Admission::NoData {
             return refuse(Refusal::DiskFull);
@@ -107,7 +107,7 @@ impl Replica {
             && header.frame_len() <= self.limits.frame_len_max
             && frame.replicas().contains(&(self.node, self.generation));
         if !begins {
-            return Err(Refusal::Malformed);
+            return Err(contradicts(header, Refusal::Malformed));
         }
         if admission >= Admission::NoNewSegments {
             return Err(Refusal::NoNewSegments);
@@ -138,4 +138,11 @@ impl Replica {
         self.frames += u64::from(!was_loose);
         self.staged.insert(header.segment);
     }
+}
+
+/// Says that a frame is none that the segment's writer may have made.
+fn contradicts(header: &FrameHeader, refusal: Refusal) -> Refusal {
+    tracing::error!(segment = %header.segment, number = header.number, ?refusal,
+        "a frame contradicts its segment");
+    refusal
 }
