@@ -9,12 +9,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use forebay_client::{Client, ProducerConfig, ProducerRecord};
 use forebay_proto::v1::PartitionDescription;
 use forebay_tests::cluster::Cluster;
+use forebay_tests::command::{self, text};
 use forebay_tests::load;
 
 const TOPIC: &str = "orders";
@@ -25,17 +26,7 @@ fn binary() -> &'static Path {
 }
 
 fn cli(cluster: &Cluster, args: &[&str]) -> Output {
-    Command::new(binary())
-        .args(args)
-        .args(["--server", &cluster.proxies[0].grpc.to_string()])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
-fn text(output: &Output) -> String {
-    let said = [&output.stdout[..], &output.stderr[..]].concat();
-    String::from_utf8_lossy(&said).into_owned()
+    command::cli(binary(), &cluster.proxies[0].grpc.to_string(), args).unwrap()
 }
 
 async fn write(client: &Client, from: u64) -> BTreeMap<(u32, u64), String> {

@@ -9,12 +9,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use forebay_client::{Client, ClientConfig, Compression, ProducerConfig, ProducerRecord};
 use forebay_proto::v1::PartitionDescription;
 use forebay_tests::cluster::Cluster;
+use forebay_tests::command::{self, text};
 use forebay_tests::load;
 use forebay_tests::process::Process;
 
@@ -28,17 +29,7 @@ fn binary() -> &'static Path {
 }
 
 fn cli(server: &str, args: &[&str]) -> Output {
-    Command::new(binary())
-        .args(args)
-        .args(["--server", server])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
-fn text(output: &Output) -> String {
-    let said = [&output.stdout[..], &output.stderr[..]].concat();
-    String::from_utf8_lossy(&said).into_owned()
+    command::cli(binary(), server, args).unwrap()
 }
 
 fn json(output: &Output) -> serde_json::Value {

@@ -9,35 +9,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use forebay_client::Client;
 use forebay_proto::v1::SegmentDescription;
 use forebay_tests::cluster::{Cluster, Settings};
+use forebay_tests::command::{self, text, wait_until};
 use forebay_tests::load;
 
 const TOPIC: &str = "kept";
 const PARTITIONS: u32 = 3;
-const PATIENCE: Duration = Duration::from_secs(90);
 
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_forebay-under-test"))
 }
 
 fn cli(cluster: &Cluster, args: &[&str]) -> Output {
-    Command::new(binary())
-        .args(args)
-        .args(["--server", &cluster.proxies[0].grpc.to_string()])
-        .output()
-        .unwrap()
-}
-
-fn text(output: &Output) -> String {
-    let said = [&output.stdout[..], &output.stderr[..]].concat();
-    String::from_utf8_lossy(&said).into_owned()
+    command::cli(binary(), &cluster.proxies[0].grpc.to_string(), args).unwrap()
 }
 
 async fn segments(client: &Client) -> Vec<SegmentDescription> {
@@ -51,15 +42,6 @@ async fn segments(client: &Client) -> Vec<SegmentDescription> {
 
 fn nodes_of(segment: &SegmentDescription) -> BTreeSet<u32> {
     segment.replicas.iter().map(|replica| replica.node).collect()
-}
-
-/// Waits until what is asked for is so.
-async fn wait_until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}: not in time");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }
 
 /// How many of the sealed segments there were at first lie on these nodes only, and on three of them.
@@ -89,7 +71,8 @@ async fn a_lost_node_is_made_up_for_and_a_drained_one_is_empty_and_nothing_is_mi
         let all = sealed(&client).await;
         all.iter().filter(|one| nodes_of(one).contains(&2)).count() >= 3
     })
-    .await;
+    .await
+    .unwrap();
     for segment in segments(&client).await {
         // Nodes 1 and 4 share a zone.
         let nodes = nodes_of(&segment);
@@ -107,7 +90,8 @@ async fn a_lost_node_is_made_up_for_and_a_drained_one_is_empty_and_nothing_is_mi
         let holdings = admin.describe_storage_node(2).await.unwrap().holdings.unwrap();
         holdings.segments_open + holdings.segments_sealed == 0
     })
-    .await;
+    .await
+    .unwrap();
     println!("made up for a lost node after {:?}", lost.elapsed());
     for segment in segments(&client).await {
         assert_eq!(nodes_of(&segment), BTreeSet::from([1, 3, 4]));

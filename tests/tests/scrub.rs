@@ -14,29 +14,20 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use forebay_client::Client;
 use forebay_record::frame::{FrameHeader, FrameKind, HEADER_LEN};
 use forebay_tests::cluster::{Cluster, Settings};
+use forebay_tests::command::wait_until;
 use forebay_tests::load;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const TOPIC: &str = "kept";
 const PARTITIONS: u32 = 2;
-const PATIENCE: Duration = Duration::from_secs(90);
 
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_forebay-under-test"))
-}
-
-/// Waits until what is asked for is so.
-async fn wait_until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}: not in time");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }
 
 /// A value of a process's metrics, 0 where it has none of that name.
@@ -109,13 +100,15 @@ async fn wait_healed(cluster: &Cluster, at: usize) {
     wait_until("a healed segment", || async {
         metric(node, "forebay_storage_healed_segments_total").await >= 1.0
     })
-    .await;
+    .await
+    .unwrap();
     wait_until("nothing damaged", || async {
         let said = describe(cluster, u32::try_from(at).unwrap() + 1);
         said.contains("nothing is known to be damaged")
             && metric(broker, "forebay_broker_segments_under_replicated").await == 0.0
     })
-    .await;
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,12 +125,15 @@ async fn flipped_bits_are_found_and_healed_from_the_other_nodes_and_nothing_is_m
     let stop = Arc::new(AtomicBool::new(false));
     let (writing, topic) = (client.clone(), TOPIC.to_owned());
     let writer = tokio::spawn(load::write(writing, topic, PARTITIONS, 1, Arc::clone(&stop)));
-    wait_until("sealed segments", || async { sealed(&client).await.len() >= 4 }).await;
+    wait_until("sealed segments", || async { sealed(&client).await.len() >= 4 })
+        .await
+        .unwrap();
     let first_node = cluster.nodes[0].admin;
     wait_until("a pass of the scrub", || async {
         metric(first_node, "forebay_storage_scrub_passes_total").await >= 1.0
     })
-    .await;
+    .await
+    .unwrap();
     assert!(metric(first_node, "forebay_storage_scrub_bytes_total").await > 0.0);
     assert!(metric(first_node, "forebay_storage_scrub_last_pass_seconds").await > 1.7e9);
 
@@ -149,7 +145,8 @@ async fn flipped_bits_are_found_and_healed_from_the_other_nodes_and_nothing_is_m
     wait_until("damage found", || async {
         metric(node, "forebay_storage_damaged_frames_total").await >= 1.0
     })
-    .await;
+    .await
+    .unwrap();
     println!("found after {:?}", began.elapsed());
     wait_healed(&cluster, 1).await;
     println!("healed after {:?}", began.elapsed());
@@ -186,7 +183,8 @@ async fn flipped_bits_are_found_and_healed_from_the_other_nodes_and_nothing_is_m
     wait_until("a pass of the scrub after the start", || async {
         metric(node, "forebay_storage_scrub_passes_total").await >= 1.0
     })
-    .await;
+    .await
+    .unwrap();
     assert_eq!(metric(node, "forebay_storage_damaged_frames_total").await, 0.0);
     stop.store(true, Ordering::Relaxed);
     let sent = writer.await.unwrap().unwrap();
