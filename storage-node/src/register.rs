@@ -66,6 +66,37 @@ pub enum Refused {
         /// As remembered.
         expected: u64,
     },
+    /// Another copy of the folder's disk was started last.
+    #[error(
+        "data folder {} is a copy of the disk of storage node {node}, and boot {boot} of the node started from another \
+         one, at {address}: what that was given is missing here; `forebay storage reformat` takes a new generation",
+        .path.display()
+    )]
+    Copied {
+        /// The folder.
+        path: PathBuf,
+        /// The node.
+        node: NodeId,
+        /// As recorded.
+        boot: u64,
+        /// Where that start is reached.
+        address: String,
+    },
+    /// The node runs elsewhere.
+    #[error(
+        "storage node {node} runs at {address}, with boot {boot}: is data folder {} a copy of its disk, or is {node} \
+         not the id of this node?", .path.display()
+    )]
+    Runs {
+        /// The folder.
+        path: PathBuf,
+        /// The node.
+        node: NodeId,
+        /// Of the process that runs.
+        boot: u64,
+        /// Where it answers.
+        address: String,
+    },
     /// The store is older than what the folder remembers, or another one.
     #[error(
         "metadata store is behind data folder {}: {what} is {found} there and {expected} here (I24); if the \
@@ -271,6 +302,15 @@ fn resumed_boot(me: Identity<'_>, superblock: &Superblock, record: &NodeRecord) 
     // The folder is written first, the store second.
     let (found, expected) = (superblock.boot, record.boot);
     match found.checked_sub(expected) {
+        // The record names one of this disk's own starts, or a copy of it has gone on alone.
+        Some(0 | 1) if record.start != 0 && !superblock.starts.contains(&record.start) => {
+            Err(Refused::Copied {
+                path: me.path.to_owned(),
+                node: me.node,
+                boot: record.boot,
+                address: record.data_address.clone(),
+            })
+        }
         Some(0 | 1) => Ok(expected + 1),
         Some(_) => Err(behind(me, expected, found)),
         None => Err(Refused::Older {
@@ -431,11 +471,12 @@ pub(crate) fn record_of(
         control_address: config.control_address.clone(),
         zone: config.zone.clone(),
         capacity_bytes: capacity,
+        start: superblock.starts.first().copied().unwrap_or_default(),
     }
 }
 
 /// Puts a record in the place of the one that was read. An unknown outcome is resolved by
-/// reading: the disk, generation and boot in a record are one process's own.
+/// reading: the start in a record is one process's own.
 pub(crate) async fn register(
     meta: &dyn MetaStore,
     seen: &Seen,
@@ -507,8 +548,8 @@ async fn checkpoint_once(
     let node = NodeId(mine.id);
     let seen = read(meta, node).await?;
     let record = seen.record.clone().unwrap_or_default();
-    let still_mine =
-        record.boot == mine.boot && record.generation == mine.generation && record.disk == mine.disk;
+    let who = |record: &NodeRecord| (record.boot, record.start, record.generation, record.disk.clone());
+    let still_mine = who(&record) == who(mine);
     if !still_mine {
         let generation = Generation(record.generation);
         return Err(RegisterError::Changed {
@@ -548,6 +589,7 @@ mod tests {
     )]
 
     use super::*;
+    use crate::superblock::STARTS;
 
     const DISK: Uuid = Uuid::from_u128(77);
 
@@ -572,6 +614,7 @@ mod tests {
             incarnation: 1,
             revision: 40,
             record_revision: 0,
+            starts: [0; STARTS],
             cluster: "c".to_owned(),
         }
     }
@@ -663,6 +706,38 @@ mod tests {
             plan(me(), Some(&superblock(6)), Some(&record(4))),
             Err(Refused::StoreBehind { .. })
         ));
+    }
+
+    #[test]
+    fn of_two_copies_of_a_disk_only_the_one_that_started_last_goes_on() {
+        let started = |starts: [u64; STARTS]| Superblock {
+            starts,
+            ..superblock(5)
+        };
+        let record = NodeRecord {
+            start: 50,
+            data_address: "elsewhere".to_owned(),
+            ..record(5)
+        };
+        let mine = started([50, 40, 30, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            plan(me(), Some(&mine), Some(&record)),
+            Ok(Plan::Resume { boot: 6 })
+        );
+        // Its start had begun too, and lost; the folder has the same boot.
+        let copy = started([51, 40, 30, 0, 0, 0, 0, 0]);
+        let refused = plan(me(), Some(&copy), Some(&record)).unwrap_err();
+        assert!(matches!(refused, Refused::Copied { boot: 5, .. }), "{refused}");
+        assert!(refused.to_string().contains("elsewhere"), "{refused}");
+        // A start that reached the store late, while the next ones had begun already.
+        let late = Superblock {
+            boot: 6,
+            ..started([53, 52, 50, 40, 0, 0, 0, 0])
+        };
+        assert_eq!(
+            plan(me(), Some(&late), Some(&record)),
+            Ok(Plan::Resume { boot: 6 })
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! | bytes     | field                                              |
 //! |-----------|----------------------------------------------------|
 //! | 0–3       | magic `FBSB`                                       |
-//! | 4         | format version, 2                                  |
+//! | 4         | format version, 3                                  |
 //! | 5–7       | zero                                               |
 //! | 8–23      | disk, a random uuid                                |
 //! | 24–27     | node                                               |
@@ -15,13 +15,14 @@
 //! | 48–51     | incarnation of the cluster                         |
 //! | 52–59     | highest metadata revision seen                     |
 //! | 60–67     | revision of the node's own record as last written  |
-//! | 68–69     | length of the cluster id, c                        |
-//! | 70–(70+c) | cluster id                                         |
+//! | 68–131    | the last eight starts, the newest first, 0 if none |
+//! | 132–133   | length of the cluster id, c                        |
+//! | 134–…     | cluster id                                         |
 //! | …–4091    | zero                                               |
 //! | 4092–4095 | CRC-32C of bytes 0–4091                            |
 //!
-//! Version 1 has no bytes 60–67: what follows them lies eight bytes earlier. It is read, and written as
-//! version 2.
+//! Version 2 has no bytes 68–131, version 1 none of 60–131: what follows them lies that much earlier.
+//! Both are read, and written as version 3.
 
 use std::io;
 use std::path::PathBuf;
@@ -36,9 +37,13 @@ use crate::disk::{BLOCK_LEN, Disk};
 const NAME: &str = "superblock";
 const NEW_NAME: &str = "superblock.new";
 const MAGIC: [u8; 4] = *b"FBSB";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+const VERSION_WITHOUT_STARTS: u8 = 2;
 const VERSION_WITHOUT_RECORD: u8 = 1;
 const CHECKED_LEN: usize = BLOCK_LEN - 4;
+/// Starts that a superblock remembers: as many may fail in a row while one of them still reaches the
+/// metadata store.
+pub const STARTS: usize = 8;
 /// Longest cluster id.
 pub const CLUSTER_LEN_MAX: usize = 1024;
 
@@ -63,6 +68,9 @@ pub struct Superblock {
     /// change it, so one that is older shows a store that went back in time, however far that has
     /// gone on since.
     pub record_revision: u64,
+    /// Random numbers of the last starts, the newest first: the one that the node's record names is among
+    /// them, or it was a copy of this disk that started last.
+    pub starts: [u64; STARTS],
     /// The cluster.
     pub cluster: String,
 }
@@ -104,6 +112,9 @@ impl Superblock {
         at.put_u32_le(self.incarnation);
         at.put_u64_le(self.revision);
         at.put_u64_le(self.record_revision);
+        for start in self.starts {
+            at.put_u64_le(start);
+        }
         at.put_u16_le(u16::try_from(cluster.len()).unwrap_or(u16::MAX));
         at.put_slice(cluster);
         if let Some((checked, checksum)) = buffer.as_mut_slice().split_last_chunk_mut::<4>() {
@@ -126,7 +137,7 @@ impl Superblock {
             return Err(format!("checksum {found:08x}, computed {computed:08x}"));
         }
         let version = match checked.get(4..8) {
-            Some(&[version @ (VERSION | VERSION_WITHOUT_RECORD), 0, 0, 0]) => version,
+            Some(&[version @ VERSION_WITHOUT_RECORD..=VERSION, 0, 0, 0]) => version,
             _ => return Err(format!("format version {:?} is not supported", checked.get(4))),
         };
         // The block is longer than the sum of the reads, so none of them can run short.
@@ -141,13 +152,31 @@ impl Superblock {
             newest_file: at.get_u64_le(),
             incarnation: at.get_u32_le(),
             revision: at.get_u64_le(),
-            record_revision: if version == VERSION { at.get_u64_le() } else { 0 },
+            record_revision: 0,
+            starts: [0; STARTS],
             cluster: String::new(),
         };
+        if version > VERSION_WITHOUT_RECORD {
+            superblock.record_revision = at.get_u64_le();
+        }
+        if version > VERSION_WITHOUT_STARTS {
+            superblock.starts.fill_with(|| at.get_u64_le());
+        }
         let len = usize::from(at.get_u16_le());
         let cluster = at.get(..len).ok_or("cluster id too long")?;
         superblock.cluster = String::from_utf8(cluster.to_vec()).map_err(|error| error.to_string())?;
         Ok(superblock)
+    }
+
+    /// This start's number and those of the ones before it.
+    #[must_use]
+    pub fn starts_with(&self, start: u64) -> [u64; STARTS] {
+        let mut starts = self.starts;
+        starts.rotate_right(1);
+        if let Some(newest) = starts.first_mut() {
+            *newest = start;
+        }
+        starts
     }
 
     /// Reads the folder's superblock; none where there is no such file.
@@ -236,13 +265,14 @@ mod tests {
             incarnation: 1,
             revision: 1234,
             record_revision: 1230,
+            starts: [8, 7, 6, 5, 4, 3, 2, 1],
             cluster: "a-cluster".to_owned(),
         }
     }
 
     #[test]
     fn the_bytes_of_a_superblock_are_pinned() {
-        let golden = include_bytes!("../tests/golden/superblock-v2.bin");
+        let golden = include_bytes!("../tests/golden/superblock-v3.bin");
         assert!(
             superblock().encode().as_slice() == golden,
             "the format changed: that needs a new version"
@@ -250,13 +280,26 @@ mod tests {
     }
 
     #[test]
-    fn a_superblock_of_version_1_is_read() {
-        let golden = include_bytes!("../tests/golden/superblock-v1.bin");
-        let expected = Superblock {
-            record_revision: 0,
+    fn superblocks_of_earlier_versions_are_read() {
+        let golden = include_bytes!("../tests/golden/superblock-v2.bin");
+        let second = Superblock {
+            starts: [0; STARTS],
             ..superblock()
         };
-        assert_eq!(Superblock::decode(golden).unwrap(), expected);
+        assert_eq!(Superblock::decode(golden).unwrap(), second);
+        let golden = include_bytes!("../tests/golden/superblock-v1.bin");
+        let first = Superblock {
+            record_revision: 0,
+            ..second
+        };
+        assert_eq!(Superblock::decode(golden).unwrap(), first);
+    }
+
+    #[test]
+    fn only_the_last_starts_are_remembered() {
+        let mut superblock = superblock();
+        superblock.starts = superblock.starts_with(9);
+        assert_eq!(superblock.starts, [9, 8, 7, 6, 5, 4, 3, 2]);
     }
 
     #[test]

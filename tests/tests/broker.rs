@@ -116,6 +116,7 @@ impl World {
             tracer: Tracer::off(),
             readiness: Readiness::new(),
             tasks: tasks.clone(),
+            dialer: Dialer::new(self.connector.clone(), self.nodes.clone(), tasks.clone()),
             folders: Arc::new(RealFolders),
             execution: Execution::Threads,
         };

@@ -292,6 +292,7 @@ async fn start_storage(
         tracer: process.tracer.clone(),
         readiness: process.readiness.clone(),
         tasks: tasks.clone(),
+        dialer: process.node_dialer(),
         folders: Arc::new(RealFolders),
         execution: Execution::Threads,
     };

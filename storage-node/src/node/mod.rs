@@ -10,6 +10,7 @@ mod known;
 mod outbox;
 mod queue;
 mod readers;
+mod rival;
 mod scrub;
 mod session;
 mod shared;
@@ -29,6 +30,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use forebay_meta::store::{MetaStore, Revision};
+use forebay_proto::data::endpoint::{Dialer, ReplicaProtocol};
 use forebay_proto::data::link::Link;
 use forebay_proto::data::replica::{FromNode, ToNode};
 use forebay_proto::stored::{NodeRecord, NodeState};
@@ -103,6 +105,8 @@ pub struct Environment {
     pub readiness: Readiness,
     /// Runs the node's background tasks.
     pub tasks: Tasks,
+    /// Connects to whoever was this node before.
+    pub dialer: Dialer<ReplicaProtocol>,
     /// Where its folder comes from.
     pub folders: Arc<dyn Folders>,
     /// Where work that blocks is done.
@@ -218,6 +222,7 @@ impl StorageNode {
             tracer,
             readiness,
             tasks,
+            dialer,
             folders,
             execution,
         } = environment;
@@ -228,6 +233,13 @@ impl StorageNode {
         }
         let health = readiness.component(format!("storage-node-{}", config.node_id));
         let seen = Arc::new(register::read(&*meta, config.node()).await?);
+        let before = rival::Before {
+            cluster: &cluster_id,
+            incarnation,
+            config: &config,
+            record: seen.record.as_ref(),
+        };
+        before.refuse_if_it_runs(&dialer, &*clock).await?;
         let context = Context {
             cluster: cluster_id.clone(),
             incarnation,

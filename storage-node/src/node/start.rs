@@ -1,6 +1,7 @@
 //! Starting on a data folder: whose it is, what it holds, and only then who may know.
 //!
-//! 1. Lock the folder, read its superblock and the node's record, and compare them.
+//! 1. Ask at the address in the node's record whether the node runs there; lock the folder, read its
+//!    superblock, and compare it with the record.
 //! 2. Read the journal back. What was lost goes into limbo.
 //! 3. Write the superblock with the new boot, then the place to go on writing, then the record.
 //! 4. Only then start threads.
@@ -21,7 +22,7 @@ use crate::disk::{Disk, FolderError, Folders, HeldFolder, LockError};
 use crate::journal::files::{file_len, is_ours, journal_number};
 use crate::register::{Identity, Plan, Refused, RegisterError, Seen, plan};
 use crate::resume::{ResumeError, Resumed, Terms, resume};
-use crate::superblock::{CLUSTER_LEN_MAX, Superblock, SuperblockError};
+use crate::superblock::{CLUSTER_LEN_MAX, STARTS, Superblock, SuperblockError};
 
 /// Why a storage node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +136,7 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
                 incarnation: context.incarnation,
                 revision: 0,
                 record_revision: 0,
+                starts: [0; STARTS],
                 cluster: context.cluster.clone(),
             }
         }
@@ -144,6 +146,7 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
         incarnation: context.incarnation,
         revision: seen.revision.0,
         record_revision: seen.record_revision().0,
+        starts: superblock.starts_with(context.random.u64().max(1)),
         ..superblock
     };
     let io_error = folder_error(folder);

@@ -381,6 +381,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
                 tracer: Tracer::off(),
                 readiness: readiness.clone(),
                 tasks: group.clone(),
+                dialer: Dialer::new(Arc::clone(&connector), Exchange::default(), group.clone()),
                 folders: Arc::new(world.disks.clone()),
                 execution: Execution::Simulated(Arc::new(pace)),
             };

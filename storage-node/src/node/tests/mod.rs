@@ -15,6 +15,7 @@ use bytes::Bytes;
 use forebay_meta::keys;
 use forebay_meta::record::encode;
 use forebay_meta::store::{EmbeddedStore, MetaStore, Op, Txn};
+use forebay_proto::data::endpoint::{Dialer, Exchange, Listener, ReplicaProtocol};
 use forebay_proto::data::link::{self, Link};
 use forebay_proto::data::replica::{
     FenceItem, FramesRequest, FromNode, HeadersRequest, Hello, NodeFailure, ReadRequest, Refusal, ToNode,
@@ -27,6 +28,7 @@ use forebay_runtime::admin_http::Readiness;
 use forebay_runtime::clock::SystemClock;
 use forebay_runtime::config::{ByteSize, HumanDuration};
 use forebay_runtime::metrics::Metrics;
+use forebay_runtime::net::{Connector, MemNetwork, SystemConnector};
 use forebay_runtime::random::SeededRandom;
 use forebay_runtime::tasks::Tasks;
 use forebay_runtime::trace::Tracer;
@@ -49,6 +51,8 @@ struct World {
     metrics: Metrics,
     readiness: Readiness,
     tasks: Tasks,
+    connector: Arc<SystemConnector>,
+    exchange: Exchange<ReplicaProtocol>,
 }
 
 impl World {
@@ -72,7 +76,28 @@ impl World {
             metrics,
             readiness,
             tasks,
+            connector: Arc::new(SystemConnector::new(MemNetwork::new())),
+            exchange: Exchange::default(),
         }
+    }
+
+    fn dialer(&self) -> Dialer<ReplicaProtocol> {
+        let connector: Arc<dyn Connector> = self.connector.clone();
+        Dialer::new(connector, self.exchange.clone(), self.tasks.clone())
+    }
+
+    /// Lets a node be reached by a name.
+    async fn listen(&self, name: &str, node: &StorageNode) {
+        let tasks = self.tasks.clone();
+        let listening = Listener::bind(name, None, &self.connector, &self.exchange, tasks.clone());
+        let mut listener: Listener<ReplicaProtocol> = listening.await.unwrap();
+        let (serving, sessions) = (node.clone(), tasks.clone());
+        tasks.spawn("accept", async move {
+            while let Ok(link) = listener.accept().await {
+                let node = serving.clone();
+                sessions.spawn("session", async move { node.serve(link).await });
+            }
+        });
     }
 
     fn data(&self) -> std::path::PathBuf {
@@ -103,6 +128,7 @@ impl World {
             tracer: Tracer::off(),
             readiness: self.readiness.clone(),
             tasks: self.tasks.clone(),
+            dialer: self.dialer(),
             folders: Arc::new(RealFolders),
             execution: Execution::Threads,
         }

@@ -59,6 +59,26 @@ async fn a_folder_of_another_cluster_or_node_is_refused_with_both_values() {
 }
 
 #[tokio::test]
+async fn a_copy_of_the_disk_of_a_node_that_runs_is_refused() {
+    let world = World::new().await;
+    let node = world.start().await;
+    world.listen("node", &node).await;
+    let mut client = Client::connect(&node).await;
+    let mut writer = Writer::new(1, 10);
+    client.write(&mut writer, 3).await;
+    // As it is at this moment, with the recorded boot and all that the record knows.
+    let copy = Config {
+        data_dir: world.folder.path().join("copy"),
+        data_address: "mem://elsewhere".to_owned(),
+        ..world.config()
+    };
+    self::copy(&world.data(), &copy.data_dir);
+    let text = world.refused(copy).await;
+    assert!(text.contains("n3 runs at mem://node, with boot 1"), "{text}");
+    client.write(&mut writer, 3).await;
+}
+
+#[tokio::test]
 async fn an_older_image_of_the_folder_is_refused() {
     let world = World::new().await;
     let node = world.start().await;

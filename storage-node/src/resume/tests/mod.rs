@@ -51,6 +51,7 @@ fn open_with(disk: &FaultDisk, terms: &Terms) -> Result<Node, ResumeError> {
     let boot = known.as_ref().map_or(1, |known| known.boot + 1);
     let superblock = known.unwrap_or_else(|| Superblock {
         record_revision: 0,
+        starts: [0; crate::superblock::STARTS],
         disk: Uuid::from_u128(1),
         node: NODE,
         generation: GENERATION,
