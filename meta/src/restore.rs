@@ -206,7 +206,10 @@ pub fn plan(
     let epochs = held.keys().chain(found.iter().map(|one| &one.segment));
     let highest = epochs.map(|id| id.epoch.0).max().unwrap_or(0);
     let highest = highest.max(record.epoch.0);
-    let newer = |id: SegmentId| (id.epoch, id.seq) > (record.epoch, record.last_seq);
+    // Not by the record's epoch: brokers that ran on the store before the incarnation was raised have
+    // taken partitions over, and changed nothing else.
+    let newest = record.chain.last().map(|last| last.id);
+    let newer = |id: SegmentId| newest.is_none_or(|newest| id > newest);
     if !record.deleted {
         planned.find_runs(found, held, now_ms);
         planned.drop_vanished(held, now_ms);

@@ -5,6 +5,7 @@ use std::sync::Weak;
 use forebay_proto::error::Failure;
 use forebay_proto::v1;
 use forebay_record::{Epoch, PartitionId, SegmentId, Token};
+use forebay_runtime::execution::Execution;
 use tonic::{Request, Response, Status};
 
 use crate::node::Shared;
@@ -100,6 +101,9 @@ impl v1::storage_node_server::StorageNode for Control {
             seq: last.seq,
         });
         let shared = self.shared.upgrade().ok_or_else(stopped)?;
+        if let Execution::Simulated(_) = shared.execution {
+            return Ok(Response::new(inventory(&shared, after)));
+        }
         let listing = tokio::task::spawn_blocking(move || inventory(&shared, after));
         listing.await.map(Response::new).map_err(|_| stopped())
     }

@@ -362,3 +362,23 @@ fn what_no_object_and_no_node_has_is_declared_with_its_offsets() {
     assert_eq!(planned.offloaded, [id(1, 1)]);
     assert_eq!(planned.record.chain[0].id, id(1, 2));
 }
+
+#[test]
+fn brokers_that_ran_on_the_restored_store_hide_nothing() {
+    let since = [held(id(1, 3), 12, 20, 30, 30), held(id(2, 1), 15, 30, 40, 41)];
+    let held: BTreeMap<_, _> = old().into_iter().chain(since).collect();
+    // As far as they come: a grant, again and again, and nothing that storage nodes would have to answer.
+    let taken = backup()
+        .grant(BrokerId(2), SessionId(6), 7)
+        .and_then(|record| record.grant(BrokerId(3), SessionId(7), 8))
+        .unwrap();
+    let planned = plan(&taken, &held, &[], 99, 42);
+    let expected = [
+        (1, 1, 0, Some(10)),
+        (1, 2, 10, Some(20)),
+        (1, 3, 20, Some(30)),
+        (2, 1, 30, None),
+    ];
+    assert_eq!(chain(&planned), expected);
+    assert!(planned.lost.is_empty(), "{:?}", planned.lost);
+}

@@ -31,7 +31,7 @@ use super::error::{
     BadRequest, LeaseError, ReadError, Regressed, TxnError, Unavailable, Unknown, WatchError,
 };
 use super::lease::{LeaseKeeper, LeaseOwner};
-use super::types::{Entry, LeaseId, Page, Range, Revision, Txn, TxnReply};
+use super::types::{Entry, LeaseId, Page, Range, Revision, Txn, TxnReply, incarnation_base};
 use super::watch::WatchStream;
 use super::{MetaStore, check};
 
@@ -162,6 +162,20 @@ impl SimulatedStore {
     #[must_use]
     pub fn image(&self) -> Image {
         self.server.state.read().image()
+    }
+
+    /// Gives all revisions those of the next incarnation, as clients see them that know of it. All leases
+    /// are over.
+    pub fn raise(&self) {
+        let mut image = self.image();
+        let step = incarnation_base(2);
+        let raise = |revision: &mut Revision| revision.0 = revision.0.saturating_add(step);
+        for entry in image.entries.values_mut() {
+            raise(&mut entry.create_revision);
+            raise(&mut entry.mod_revision);
+        }
+        raise(&mut image.revision);
+        self.restore(image);
     }
 
     /// Puts back what it held before, as after a restore from a backup: revisions begin there again,

@@ -181,7 +181,7 @@ pub enum Event {
     },
     /// A partition's record was observed; every version of it, in order of revisions.
     Chain(ChainRecord),
-    /// From now on nothing is written.
+    /// From now on nothing is written, or nothing more after something was written again.
     Quiesced,
     /// What one storage node, object or cache holds of the committed log, after quiescence.
     Copy {

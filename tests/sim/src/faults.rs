@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use forebay_runtime::random::{Random, SeededRandom};
 
+use crate::copies;
 use crate::host::{Harm, Host, HostId, Order, Role, folder};
 use crate::network::{Delays, STORE};
 use crate::objects::OBJECTS;
@@ -113,6 +114,7 @@ impl<'a> Troublemaker<'a> {
         self.world.network.resume(OBJECTS);
         self.world.objects.fail(0);
         Scenes::new(self.world, self.hosts).give_room();
+        copies::retire(self.world, self.hosts);
         for host in self.hosts {
             self.world.network.resume(&host.id.to_string());
             self.world.slow_disk(host.id, 1);

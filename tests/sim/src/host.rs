@@ -61,8 +61,28 @@ pub enum Role {
 pub struct HostId {
     /// What runs there.
     pub role: Role,
-    /// From 1.
+    /// From 1; above [`COPIES`] that of a host with a copy of another one's disk.
     pub number: u32,
+}
+
+/// Numbers of hosts with copied disks begin behind this one.
+const COPIES: u32 = 100;
+
+impl HostId {
+    /// The host that gets a copy of this one's disk.
+    #[must_use]
+    pub const fn copy(self) -> Self {
+        Self {
+            role: self.role,
+            number: COPIES + self.number,
+        }
+    }
+
+    /// The id that its process has: that of the original, for a copy.
+    #[must_use]
+    pub const fn process(self) -> u32 {
+        self.number % COPIES
+    }
 }
 
 impl std::fmt::Display for HostId {
@@ -72,7 +92,8 @@ impl std::fmt::Display for HostId {
             Role::Broker => "broker",
             Role::Proxy => "proxy",
         };
-        write!(f, "{role}-{}", self.number)
+        let copy = if self.number > COPIES { "-copy" } else { "" };
+        write!(f, "{role}-{}{copy}", self.process())
     }
 }
 
@@ -104,6 +125,10 @@ pub enum Order {
         /// Until it is started again.
         down: Duration,
     },
+    /// Ends it at once, and does not start it again.
+    Halt,
+    /// Starts what was halted.
+    Go,
 }
 
 /// A host, and the way to its supervisor.
@@ -190,17 +215,27 @@ async fn supervise(world: World, id: HostId, mut orders: mpsc::UnboundedReceiver
         tracing::info!(target: "sim", host = %id, ?order, "process ended");
         tasks.abort();
         world.network.cut(&id.to_string());
+        let mut halted = matches!(order, Order::Halt);
         let (harm, down) = match order {
             Order::Kill { harm, down } => (harm, down),
             Order::Stop { down } => (Harm::None, down),
+            Order::Halt | Order::Go => (Harm::None, Duration::ZERO),
         };
         if id.role == Role::Storage {
             damage(&world, id, harm);
         }
         tasks.wait().await;
         tokio::time::sleep(down).await;
-        // Orders for a process that is not there are void.
-        while orders.try_recv().is_ok() {}
+        // Other orders for a process that is not there are void.
+        while let Ok(order) = orders.try_recv() {
+            halted = matches!(order, Order::Halt) || (halted && !matches!(order, Order::Go));
+        }
+        while halted {
+            match orders.recv().await {
+                Some(order) => halted = !matches!(order, Order::Go),
+                None => return,
+            }
+        }
     }
 }
 
@@ -352,7 +387,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
                 Listener::bind(&host, Some(&data), &binder, &Exchange::default(), group.clone()).await?;
             let config = StorageConfig {
                 data_dir: folder(id.number),
-                node_id: id.number,
+                node_id: id.process(),
                 journal_file_bytes: ByteSize::mib(1),
                 commit_bytes_max: ByteSize::kib(256),
                 disk_budget_bytes: ByteSize::mib(world.options.disk_budget_mib),
@@ -372,7 +407,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
             let environment = Environment {
                 cluster_id: cluster.id.clone(),
                 incarnation: cluster.incarnation,
-                restoring: false,
+                restoring: cluster.restoring,
                 meta: Arc::clone(&store),
                 bucket: objects.as_ref().map(|objects| objects.bucket.clone()),
                 clock: Arc::clone(&clock),
@@ -455,13 +490,13 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
                     Arc::clone(&store),
                     cluster.id.clone(),
                     GcOptions {
-                        grace: Duration::from_millis(500),
+                        grace: world.options.garbage_grace,
                         ..GcOptions::default()
                     },
                     Arc::clone(&clock),
                     &metrics,
                 );
-                collect(collector, &controller, tasks);
+                collect(collector, &controller, tasks, world.options.garbage_every);
             }
             running.controller = Some(controller);
         }
@@ -549,11 +584,11 @@ async fn open_objects(
 }
 
 /// Collects garbage where the controller leads.
-fn collect(mut collector: Collector, controller: &Controller, tasks: &Tasks) {
+fn collect(mut collector: Collector, controller: &Controller, tasks: &Tasks, every: Duration) {
     let status = controller.subscribe();
     tasks.spawn("garbage", async move {
         loop {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            tokio::time::sleep(every).await;
             if !status.borrow().leader {
                 continue;
             }

@@ -7,16 +7,19 @@
 
 #![allow(clippy::expect_used)]
 
+pub mod copies;
 pub mod disks;
 pub mod entropy;
 pub mod eventlog;
 pub mod faults;
 pub mod host;
 pub mod load;
+pub mod loss;
 pub mod network;
 pub mod objects;
 pub mod rest;
 pub mod restore;
+pub mod retention;
 pub mod run;
 pub mod scenes;
 pub mod time;

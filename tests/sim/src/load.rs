@@ -23,6 +23,8 @@ use crate::world::World;
 pub const TOPIC: &str = "events";
 /// Records of one producer that are not answered.
 const OPEN_MAX: usize = 200;
+/// Records are written for so long after a repair by hand.
+const AFTERWARDS: Duration = Duration::from_secs(3);
 /// Largest record.
 const RECORD_BYTES_MAX: u64 = 3_000;
 
@@ -132,6 +134,7 @@ async fn session(
         let mut bytes = value.to_le_bytes().to_vec();
         bytes.resize(8 + random.range(0, RECORD_BYTES_MAX) as usize, value as u8);
         let key = format!("k{}", value % 17);
+        world.note_len(Value(value), bytes.len() as u64);
         let number = u32::try_from(partition).unwrap_or_default();
         world.note(Event::Begun {
             record,
@@ -188,10 +191,29 @@ pub async fn follow(world: World, number: u32, numbers: Arc<Numbers>, stop: Arc<
             continue;
         };
         let reader = Numbers::next(&numbers.readers);
+        skip_what_went(&world, &client, &mut from).await;
         if let Err(error) = read_on(&world, &client, reader, &mut from, &stop).await {
             tracing::debug!(target: "sim", reader, error = format!("{error:#}"), "reader begins anew");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+}
+
+/// Goes on at the log's beginning where retention has passed a reader.
+async fn skip_what_went(world: &World, client: &Client, from: &mut BTreeMap<u32, u64>) {
+    if world.options.retention_bytes.is_none() {
+        return;
+    }
+    let wanted = (0..world.options.partitions).map(|of| (TOPIC.to_owned(), of, StartPosition::Earliest));
+    match client.admin().list_offsets(wanted.collect()).await {
+        Ok(starts) => {
+            for (partition, start) in (0..).zip(starts) {
+                let start = start.offset.map_or(0, |offset| offset.get());
+                let next = from.entry(partition).or_default();
+                *next = start.max(*next);
+            }
+        }
+        Err(error) => tracing::debug!(target: "sim", %error, "nobody says where the log begins"),
     }
 }
 
@@ -265,6 +287,32 @@ fn note_read(world: &World, reader: u64, partition: u32, offset: u64, value: Opt
         offset,
         value: Value(number.map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes))),
     });
+}
+
+/// Writes for a while once more, and reads everything through each proxy.
+///
+/// # Errors
+/// Where a producer panicked.
+pub async fn serve(world: &World, numbers: &Arc<Numbers>) -> anyhow::Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let producer = produce(world.clone(), 100, Arc::clone(numbers), Arc::clone(&stop));
+    let producer = tokio::spawn(producer);
+    tokio::time::sleep(AFTERWARDS).await;
+    stop.store(true, Ordering::Relaxed);
+    producer.await.context("a producer panicked")?;
+    scan_all(world, numbers).await;
+    Ok(())
+}
+
+/// Nothing is written any more: reads everything through each proxy, at least twice, until it works.
+pub async fn scan_all(world: &World, numbers: &Numbers) {
+    world.note(Event::Quiesced);
+    for number in 0..world.options.proxies.max(2) {
+        while let Err(error) = scan(world, number, numbers).await {
+            tracing::info!(target: "sim", error = format!("{error:#}"), "scan begins anew");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
 }
 
 /// Reads everything once, through the proxies in turn.

@@ -43,7 +43,8 @@ struct Arguments {
     /// Breaks nothing.
     #[arg(long)]
     calm: bool,
-    /// Plays this scene again and again: divided, late-ack, witness, cut-at-change or full-disk.
+    /// Plays this scene again and again: divided, late-ack, witness, cut-at-change, full-disk, late-link or
+    /// copied-disk.
     #[arg(long)]
     scene: Option<Scene>,
     /// Runs the seed in this process, once, and prints what became of it as JSON.

@@ -33,7 +33,7 @@ const PIECE_BYTES: usize = 16 << 10;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long messages take.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delays {
     /// Shortest, in µs.
     pub least_us: u64,
@@ -190,6 +190,17 @@ impl Network {
     /// Lets everybody hear all news again.
     pub fn release_news(&self) {
         self.change(|state| state.withheld.clear());
+    }
+
+    /// Whether everything passes everywhere, in the usual time.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        let state = self.inner.state.lock();
+        state.delays == Delays::default()
+            && state.blocked.is_empty()
+            && state.stalled.is_empty()
+            && state.withheld.is_empty()
+            && state.store_loss_one_in == 0
     }
 
     /// Stops a host from sending and receiving.

@@ -1,13 +1,14 @@
 //! The object store of all hosts: in memory, as far away as any other host, and now and then it fails,
 //! before or after it did what it was asked.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use forebay_runtime::random::{Random, SeededRandom};
-use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -55,6 +56,18 @@ impl Objects {
     /// Lets one request in so many fail; none where 0.
     pub fn fail(&self, one_in: u64) {
         *self.fails_one_in.lock() = one_in;
+    }
+
+    /// All there is, without the way there.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        let mut list = self.store.list(None);
+        // In memory: all of it is there at once.
+        while let Some(Some(Ok(object))) = list.next().now_or_never() {
+            names.insert(object.location.to_string());
+        }
+        names
     }
 
     fn fails(&self) -> bool {

@@ -3,11 +3,13 @@
 //! Start the cluster and its clients, break things for a while, mend everything, wait until all is
 //! answered and all can be read, and let the history be checked.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use forebay_client::Admin;
 use forebay_history::{ChainRecord, ChainSegment, Event, History, Range, Rules, check};
 use forebay_meta::keys;
 use forebay_meta::model::Partition;
@@ -20,10 +22,13 @@ use crate::faults::Troublemaker;
 use crate::host::{Host, HostId, Role};
 use crate::load::{self, Numbers, TOPIC};
 use crate::world::{Ends, Options, World};
-use crate::{rest, restore};
+use crate::{loss, rest, restore};
 
 /// All must be answered and readable this long after everything was mended.
 const RECOVERY: Duration = Duration::from_secs(180);
+
+/// The limit of a partition's bytes.
+const RETENTION: &str = "retention.bytes";
 
 /// What became of a seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +62,7 @@ pub struct Outcome {
 /// Where the simulation itself does.
 #[must_use]
 pub fn run(seed: u64, options: &Options, log: &EventLog) -> (Outcome, History) {
+    let losses_allowed = options.quorum_lost;
     let (options, of_thread) = (options.clone(), log.clone());
     let simulate = move || {
         seed_thread(seed);
@@ -81,6 +87,7 @@ pub fn run(seed: u64, options: &Options, log: &EventLog) -> (Outcome, History) {
     let history = world.history();
     let rules = Rules {
         final_scans_min: 2,
+        losses_allowed,
         ..Rules::default()
     };
     let report = check(&history, &rules);
@@ -128,6 +135,10 @@ async fn drive(world: &World) -> anyhow::Result<()> {
     let chains = tokio::spawn(watch_chains(world.clone()));
     let hosts = hosts(world);
     let admin = load::reach(world, "admin", 0).await?.admin();
+    let retention = match world.options.retention_bytes {
+        Some(bytes) => bytes.to_string(),
+        None => "-1".to_owned(),
+    };
     let config = [
         ("segment.bytes", "1048576"),
         (
@@ -143,6 +154,7 @@ async fn drive(world: &World) -> anyhow::Result<()> {
             if world.options.offload { "true" } else { "false" },
         ),
         ("retention.ms", "-1"),
+        (RETENTION, retention.as_str()),
     ];
     let config = config
         .iter()
@@ -195,13 +207,10 @@ async fn drive(world: &World) -> anyhow::Result<()> {
         while let Some(ended) = readers.join_next().await {
             ended.context("a reader panicked")?;
         }
-        world.note(Event::Quiesced);
-        for number in 0..world.options.proxies.max(2) {
-            while let Err(error) = load::scan(world, number, &numbers).await {
-                tracing::info!(target: "sim", error = format!("{error:#}"), "scan begins anew");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
+        if world.options.retention_bytes.is_some() {
+            keep_all(&admin).await?;
         }
+        load::scan_all(world, &numbers).await;
         anyhow::Ok(())
     };
     let finished = tokio::time::timeout(RECOVERY, finish).await;
@@ -215,7 +224,26 @@ async fn drive(world: &World) -> anyhow::Result<()> {
     if world.options.restore {
         chains.abort();
         restore::go_back(world, &hosts, middle.await?, &numbers).await;
+        restore::raise(world, &hosts, &numbers).await?;
     }
+    if world.options.quorum_lost {
+        loss::lose_quorum(world, &hosts, &numbers).await?;
+    }
+    Ok(())
+}
+
+/// Retention ends before all is read, or two readers would find two beginnings.
+async fn keep_all(admin: &Admin) -> anyhow::Result<()> {
+    let unlimited = BTreeMap::from([(RETENTION.to_owned(), "-1".to_owned())]);
+    while let Err(error) = admin
+        .alter_topic_config(TOPIC, unlimited.clone(), Vec::new())
+        .await
+    {
+        tracing::info!(target: "sim", %error, "retention is not ended yet");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // Owners hear of it, and what they began is done.
+    tokio::time::sleep(Duration::from_secs(10)).await;
     Ok(())
 }
 

@@ -8,6 +8,8 @@
 //! | late acknowledgement | replicas that were given up in an ensemble change acknowledge while the change's answer is lost and nobody has the new segment; then the owner ends |
 //! | witness | of three replicas one lags, one loses its disk or rots, and one is not heard by the next owner |
 //! | full disk | some or all nodes have next to no room for a while |
+//! | late link | a broker hears nothing of the metadata store from when its object is written until garbage was collected |
+//! | copied disk | a storage node's disk is copied, and a process with the copy is started: beside the node, at the same time as it, or in its place with an old copy |
 //! | cut at a change | at the moment at which a new segment is linked its owner ends and all its machines lose power |
 //!
 //! All of it is within what the protocol survives: whatever a scene does, nothing may be lost. What it
@@ -23,7 +25,9 @@ use forebay_meta::store::WatchKind;
 use forebay_proto::stored::ControllerRecord;
 use forebay_record::{NodeId, PartitionId, SegmentId};
 use forebay_runtime::random::{Random, SeededRandom};
+use forebay_tier::ObjectName;
 
+use crate::copies;
 use crate::host::{Harm, Host, HostId, Order, Role, folder};
 use crate::network::STORE;
 use crate::world::World;
@@ -46,15 +50,21 @@ pub enum Scene {
     CutAtChange,
     /// See the module.
     FullDisk,
+    /// See the module.
+    LateLink,
+    /// See the module.
+    CopiedDisk,
 }
 
 /// All of them.
-const ALL: [Scene; 5] = [
+const ALL: [Scene; 7] = [
     Scene::Divided,
     Scene::LateAck,
     Scene::Witness,
     Scene::CutAtChange,
     Scene::FullDisk,
+    Scene::LateLink,
+    Scene::CopiedDisk,
 ];
 
 impl Scene {
@@ -67,6 +77,8 @@ impl Scene {
             Self::Witness => "witness",
             Self::CutAtChange => "cut-at-change",
             Self::FullDisk => "full-disk",
+            Self::LateLink => "late-link",
+            Self::CopiedDisk => "copied-disk",
         }
     }
 }
@@ -85,12 +97,17 @@ impl std::str::FromStr for Scene {
 
 /// What is hit: an owner, and the segment that it writes.
 #[derive(Debug, Clone)]
-struct Target {
-    partition: PartitionId,
-    epoch: u32,
-    owner: HostId,
-    open: SegmentId,
-    replicas: Vec<HostId>,
+pub struct Target {
+    /// Whose segment it is.
+    pub partition: PartitionId,
+    /// The owner's epoch.
+    pub epoch: u32,
+    /// Who writes it.
+    pub owner: HostId,
+    /// The segment.
+    pub open: SegmentId,
+    /// Hosts of its replicas.
+    pub replicas: Vec<HostId>,
 }
 
 /// Plays scenes.
@@ -102,7 +119,9 @@ pub struct Scenes<'a> {
     cast: Vec<Scene>,
 }
 
-const fn node(id: NodeId) -> HostId {
+/// The host of a storage node.
+#[must_use]
+pub const fn node(id: NodeId) -> HostId {
     HostId {
         role: Role::Storage,
         number: id.0,
@@ -148,6 +167,8 @@ impl<'a> Scenes<'a> {
             Scene::Witness => self.witness(&target, lost).await,
             Scene::CutAtChange => self.cut_at_change(&target).await,
             Scene::FullDisk => self.full_disk().await,
+            Scene::LateLink => self.late_link().await,
+            Scene::CopiedDisk => self.copied_disk(&target).await,
         }
         self.world.network.unblock_all();
         self.world.network.release_news();
@@ -166,7 +187,8 @@ impl<'a> Scenes<'a> {
 
     /// A partition that is being written, whose owner is not the controller where that can be had: one that
     /// is cut off would take everybody else for dead.
-    fn target(&self) -> Option<Target> {
+    #[must_use]
+    pub fn target(&self) -> Option<Target> {
         let mut records: Vec<Partition> = self
             .world
             .store
@@ -501,6 +523,81 @@ impl<'a> Scenes<'a> {
 }
 
 impl Scenes<'_> {
+    /// Between an object and its first mention in a record the object looks like garbage; only what its
+    /// session promises keeps it.
+    async fn late_link(&self) {
+        let before = self.world.objects.names();
+        let mut found = None;
+        self.until(Duration::from_secs(6), || {
+            let names = self.world.objects.names();
+            found = names.difference(&before).find_map(|name| self.writer(name));
+            found.is_some()
+        })
+        .await;
+        let Some(writer) = found.filter(|writer| Some(writer.number) != self.leader()) else {
+            return;
+        };
+        tracing::info!(target: "sim", %writer, "has written an object");
+        // Shorter than its session lives, mostly.
+        self.world.network.block(&writer.to_string(), STORE);
+        tokio::time::sleep(ms(1_000, 3_200, &self.random)).await;
+    }
+
+    /// The broker whose session gave an object its name, where it lives.
+    fn writer(&self, name: &str) -> Option<HostId> {
+        let session = ObjectName::parse(name)?.session;
+        let entries = self.world.store.entries(keys::BROKERS);
+        let entry = entries
+            .iter()
+            .find(|entry| entry.create_revision.0 == session.0)?;
+        let number = keys::broker_of(&entry.key)?.0;
+        let role = Role::Broker;
+        Some(HostId { role, number })
+    }
+
+    async fn copied_disk(&self, target: &Target) {
+        let Some(original) = pick(&target.replicas, &self.random) else {
+            return;
+        };
+        let disk = || self.world.disks.get(&folder(original.number));
+        let calm = self.world.network.is_calm() && self.world.running().contains(&original);
+        let Some(image) = disk().map(|disk| disk.image()) else {
+            return;
+        };
+        match self.random.range(0, 3) {
+            // Beside the node, which has gone on since the copy was made.
+            0 if calm => {
+                tokio::time::sleep(ms(1, 2_000, &self.random)).await;
+                copies::start(self.world, original, image);
+            }
+            // In its place: an orderly stop says how far the disk had come.
+            1 if calm => {
+                tokio::time::sleep(ms(100, 3_000, &self.random)).await;
+                let down = Duration::from_secs(9);
+                self.order(original, Order::Stop { down });
+                tokio::time::sleep(Duration::from_secs(6)).await;
+                copies::start(self.world, original, image);
+            }
+            // Both at the same time, after an end that left two equal disks.
+            _ => {
+                let harm = if self.chance(2) { Harm::None } else { Harm::Power };
+                let down = ms(20, 600, &self.random);
+                self.order(original, Order::Kill { harm, down });
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let near = down.saturating_sub(ms(0, 10, &self.random));
+                let image = disk().map(|disk| disk.image());
+                tokio::time::sleep(near).await;
+                if let Some(image) = image {
+                    copies::start(self.world, original, image);
+                }
+            }
+        }
+        tokio::time::sleep(ms(500, 6_000, &self.random)).await;
+        copies::retire(self.world, self.hosts);
+        self.until(Duration::from_secs(20), || self.world.copies().is_empty())
+            .await;
+    }
+
     async fn full_disk(&self) {
         let mut nodes = self.all(Role::Storage);
         if !self.chance(3) {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use forebay_history::{Event, History};
+use forebay_history::{Event, History, Value};
 use forebay_meta::store::SimulatedStore;
 use forebay_runtime::clock::Clock;
 use forebay_runtime::random::{Random, SeededRandom};
@@ -12,9 +13,10 @@ use forebay_storage_node::StorageNode;
 use parking_lot::Mutex;
 
 use crate::disks::Disks;
-use crate::host::{HostId, Running};
+use crate::host::{Host, HostId, Running};
 use crate::network::Network;
 use crate::objects::Objects;
+use crate::retention::Allowed;
 use crate::scenes::Scene;
 use crate::time::SimClock;
 
@@ -43,8 +45,17 @@ pub struct Options {
     pub calm: bool,
     /// Sealed segments go to the object store.
     pub offload: bool,
-    /// At the end the metadata store is put back to the middle of the run: everybody must refuse.
+    /// At the end the metadata store is put back to the middle of the run: everybody must refuse, until an
+    /// operator raises the incarnation.
     pub restore: bool,
+    /// At the end a segment loses two of its three replicas for good, and an operator ends it by force.
+    pub quorum_lost: bool,
+    /// Most bytes of a partition, where there is such a limit.
+    pub retention_bytes: Option<u64>,
+    /// How long garbage of the object store stays.
+    pub garbage_grace: Duration,
+    /// How often it is looked for.
+    pub garbage_every: Duration,
     /// Only this scene is played, again and again; where none is given, the seed says which.
     pub scene: Option<Scene>,
 }
@@ -55,7 +66,7 @@ impl Options {
     pub fn of_seed(seed: u64) -> Self {
         let random = SeededRandom::stream(seed, 0x512e);
         let offload = random.range(0, 2) == 0;
-        Self {
+        let mut options = Self {
             nodes: u32::try_from(random.range(3, 6)).unwrap_or(4),
             brokers: u32::try_from(random.range(2, 4)).unwrap_or(3),
             partitions: u32::try_from(random.range(1, 5)).unwrap_or(3),
@@ -64,7 +75,18 @@ impl Options {
             offload,
             restore: random.range(0, 8) == 0,
             ..Self::default()
+        };
+        options.garbage_every = Duration::from_millis(random.range(300, 2_500));
+        let (lost, limited) = (random.range(0, 8) == 0, random.range(0, 3) == 0);
+        let most = random.range(256 << 10, 6 << 20);
+        if options.restore {
+            // A backup is of use as long as objects stay that it names.
+            options.garbage_grace = Duration::from_secs(24 * 3600);
+        } else {
+            options.quorum_lost = lost;
+            options.retention_bytes = limited.then_some(most);
         }
+        options
     }
 }
 
@@ -83,6 +105,10 @@ impl Default for Options {
             calm: false,
             offload: false,
             restore: false,
+            quorum_lost: false,
+            retention_bytes: None,
+            garbage_grace: Duration::from_millis(500),
+            garbage_every: Duration::from_secs(2),
             scene: None,
         }
     }
@@ -132,6 +158,9 @@ struct Shared {
     slow_disks: BTreeMap<HostId, u64>,
     refusals: Vec<String>,
     ends: Ends,
+    /// Hosts with copies of other hosts' disks.
+    copies: BTreeMap<HostId, Host>,
+    allowed: Allowed,
 }
 
 impl World {
@@ -157,7 +186,34 @@ impl World {
     /// Notes an event.
     pub fn note(&self, event: Event) {
         let at = u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
-        self.shared.lock().history.push(at, event);
+        let mut shared = self.shared.lock();
+        if let Some(most) = self.options.retention_bytes
+            && let Some(allowed) = shared.allowed.on_event(&event, most)
+        {
+            shared.history.push(at, allowed);
+        }
+        shared.history.push(at, event);
+    }
+
+    /// How long a record is that is noted next.
+    pub fn note_len(&self, value: Value, bytes: u64) {
+        self.shared.lock().allowed.note_len(value, bytes);
+    }
+
+    /// A host with a copied disk is there.
+    pub fn add_copy(&self, copy: Host) {
+        self.shared.lock().copies.insert(copy.id, copy);
+    }
+
+    /// It is not any more.
+    pub fn remove_copy(&self, copy: HostId) {
+        self.shared.lock().copies.remove(&copy);
+    }
+
+    /// Hosts with copied disks.
+    #[must_use]
+    pub fn copies(&self) -> Vec<Host> {
+        self.shared.lock().copies.values().cloned().collect()
     }
 
     /// Everything noted.
@@ -242,6 +298,6 @@ impl World {
     /// The zone of a host: there are three.
     #[must_use]
     pub fn zone(&self, host: HostId) -> String {
-        format!("z{}", host.number % 3)
+        format!("z{}", host.process() % 3)
     }
 }

@@ -143,7 +143,11 @@ impl<'a> Checker<'a> {
             // Learned already.
             Event::GapDeclared { .. } => {}
             Event::Chain(record) => self.on_chain(at, record),
-            Event::Quiesced => self.quiesced = Some(at),
+            Event::Quiesced => {
+                // Again, where something was written in between.
+                self.quiesced = Some(at);
+                self.logs.values_mut().for_each(|log| log.settled = None);
+            }
             Event::Copy {
                 partition, values, ..
             } => {

@@ -115,6 +115,15 @@ impl Checker<'_> {
             written.place = Some((offset, at));
             return;
         };
+        // What was declared lost may be written once more.
+        let lost = self.rules.losses_allowed && self.log(partition).is_declared(first, first + 1);
+        let Some(written) = self.written.get_mut(&value) else {
+            return;
+        };
+        if lost && first != offset {
+            written.place = Some((offset, at));
+            return;
+        }
         if first == offset || self.rules.promise_to(written.record.producer).repeats {
             return;
         }
