@@ -306,16 +306,20 @@ impl Planned {
     /// The next segment of the chain among what nodes hold beyond it.
     fn successor<'a>(&self, held: &BTreeMap<SegmentId, Held>, rest: &[&'a Held]) -> Option<&'a Held> {
         let last = self.record.chain.last();
-        let (low, high) = match last {
+        let (begin, low, high) = match last {
             Some(Segment {
                 end: None, id, base, ..
             }) => {
                 let one = held.get(id);
-                (one.map_or(*base, Held::committed), one.map_or(*base, Held::tail))
+                (
+                    *base,
+                    one.map_or(*base, Held::committed),
+                    one.map_or(*base, Held::tail),
+                )
             }
             _ => {
                 let end = self.record.sealed_end();
-                (end, end)
+                (end, end, end)
             }
         };
         let token = last.map_or(Token(0), |last| last.token);
@@ -324,9 +328,10 @@ impl Planned {
         // reaches further than what is known: the latest, since its owner knew all earlier ones.
         // Then what was in the chain behind a hole.
         let continues = |one: &&Held| one.base >= low && one.base <= high;
+        // A takeover carries what it does not know to be committed, and an owner that was replaced may
+        // state later that it was: the chain goes on below that.
         candidates()
-            .filter(continues)
-            .filter(|one| one.was_linked())
+            .filter(|one| one.was_linked() && one.base >= begin && one.base <= high)
             .min_by_key(|one| one.id)
             .or_else(|| {
                 candidates()

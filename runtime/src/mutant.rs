@@ -60,6 +60,7 @@ mutants! {
     FloorNotRaised "i17-floor-not-raised" "a trim does not raise the floor",
     DamageIsTorn "i18-damage-is-torn" "damage in the middle of the journal is cut like a torn tail",
     GenerationKept "i18-generation-kept" "a reformatted node keeps its generation",
+    CopyStarts "i18-copy-starts" "a copy of a disk starts although another copy was started last",
     TrimBeforeLink "i19-trim-before-link" "nodes forget sealed segments before the record names an object",
     PromisesIgnored "i21-promises-ignored" "the collector does not look at promises",
     OlderAnswerTaken "i24-older-answer-taken" "a node takes an answer that is older than what it has seen",
