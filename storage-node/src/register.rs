@@ -219,6 +219,15 @@ pub(crate) fn plan(
                 boot: superblock.boot,
             })
         }
+        // The backup is from before the node came back with a new generation.
+        (Some(superblock), Some(record))
+            if gone
+                && me.incarnation > superblock.incarnation
+                && superblock.generation.0 > record.generation =>
+        {
+            check_identity(me, superblock)?;
+            raised(me, superblock, Some(record))
+        }
         (Some(_), Some(_)) if gone => Err(Refused::Gone {
             node: me.node,
             path: path(),
@@ -710,6 +719,32 @@ mod tests {
             plan(me(), Some(&superblock(6)), Some(&record(4))),
             Err(Refused::StoreBehind { .. })
         ));
+    }
+
+    #[test]
+    fn a_backup_from_before_a_reformat_does_not_turn_the_reformatted_node_away() {
+        let gone = NodeRecord {
+            state: NodeState::Gone as i32,
+            ..record(4)
+        };
+        let reformatted = Superblock {
+            generation: Generation(3),
+            ..superblock(7)
+        };
+        let raised = Identity {
+            incarnation: 2,
+            revision: Revision(1),
+            ..me()
+        };
+        assert_eq!(
+            plan(raised, Some(&reformatted), Some(&gone)),
+            Ok(Plan::Resume { boot: 8 })
+        );
+        // The generation that was declared gone stays away, and all do without a raised incarnation.
+        for (me, superblock) in [(raised, superblock(7)), (me(), reformatted)] {
+            let planned = plan(me, Some(&superblock), Some(&gone));
+            assert!(matches!(planned, Err(Refused::Gone { .. })), "{planned:?}");
+        }
     }
 
     #[test]

@@ -34,9 +34,9 @@ pub fn start(world: &World, original: HostId, disk: FaultDisk) {
     world.add_copy(Host::start(world, copy));
 }
 
-/// Ends all copies; each is gone some seconds later.
+/// Ends all copies that nobody has ended yet; each is gone some seconds later.
 pub fn retire(world: &World, hosts: &[Host]) {
-    for copy in world.copies() {
+    for copy in world.retiring() {
         let original = hosts
             .iter()
             .find(|host| host.id.copy() == copy.id)

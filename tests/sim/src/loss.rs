@@ -26,7 +26,7 @@ use crate::world::World;
 /// A partition is written within this time, or nothing can be lost of it.
 const WRITTEN: Duration = Duration::from_secs(30);
 /// The operator is done within this time.
-const FORCED: Duration = Duration::from_secs(240);
+const FORCED: Duration = Duration::from_secs(400);
 /// One partition tells its end within this time where it is served.
 const SERVED: Duration = Duration::from_secs(8);
 
@@ -48,7 +48,17 @@ pub async fn lose_quorum(world: &World, hosts: &[Host], numbers: &Arc<Numbers>) 
         }
         stop.store(true, Ordering::Relaxed);
         producer.await.context("a producer panicked")?;
-        load::serve(world, numbers).await
+        // What is lost of sealed segments shows only once repairs of them have failed.
+        let goes_on = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                force(world, &admin).await;
+            }
+        };
+        tokio::select! {
+            served = load::serve(world, numbers) => served,
+            () = goes_on => Ok(()),
+        }
     };
     let forced = tokio::time::timeout(FORCED, forced).await;
     forced

@@ -76,6 +76,8 @@ struct State {
     blocked: BTreeSet<(String, String)>,
     /// Hosts that neither send nor receive, as a process that is stopped.
     stalled: BTreeSet<String>,
+    /// Hosts whose messages to the store take so much longer.
+    late: BTreeMap<String, Duration>,
     /// One message in so many between a host and the store is lost.
     store_loss_one_in: u64,
     /// Hosts that hear no news of keys with a prefix, though the store answers them.
@@ -161,6 +163,15 @@ impl Network {
         self.inner.state.lock().store_loss_one_in = one_in;
     }
 
+    /// Lets every message of a host to the store arrive so much later; zero ends it.
+    pub fn delay_store(&self, host: &str, by: Duration) {
+        let mut state = self.inner.state.lock();
+        state.late.remove(host);
+        if !by.is_zero() {
+            state.late.insert(host.to_owned(), by);
+        }
+    }
+
     /// Lets nothing pass from one host to another.
     pub fn block(&self, from: &str, to: &str) {
         self.change(|state| {
@@ -187,9 +198,12 @@ impl Network {
         });
     }
 
-    /// Lets everybody hear all news again.
+    /// Lets everybody hear all news again, and be heard at once.
     pub fn release_news(&self) {
-        self.change(|state| state.withheld.clear());
+        self.change(|state| {
+            state.withheld.clear();
+            state.late.clear();
+        });
     }
 
     /// Whether everything passes everywhere, in the usual time.
@@ -200,6 +214,7 @@ impl Network {
             && state.blocked.is_empty()
             && state.stalled.is_empty()
             && state.withheld.is_empty()
+            && state.late.is_empty()
             && state.store_loss_one_in == 0
     }
 
@@ -412,7 +427,8 @@ impl StoreWire {
 
 impl Wire for StoreWire {
     fn there(&self) -> Option<Duration> {
-        self.fate(&self.host, STORE)
+        let late = self.network.inner.state.lock().late.get(&self.host).copied();
+        Some(self.fate(&self.host, STORE)? + late.unwrap_or_default())
     }
 
     fn back(&self) -> Option<Duration> {

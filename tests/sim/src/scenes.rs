@@ -8,7 +8,7 @@
 //! | late acknowledgement | replicas that were given up in an ensemble change acknowledge while the change's answer is lost and nobody has the new segment; then the owner ends |
 //! | witness | of three replicas one lags, one loses its disk or rots, and one is not heard by the next owner |
 //! | full disk | some or all nodes have next to no room for a while |
-//! | late link | a broker hears nothing of the metadata store from when its object is written until garbage was collected |
+//! | late link | a broker's object is written, what it tells the metadata store is late, and garbage is collected meanwhile |
 //! | copied disk | a storage node's disk is copied, and a process with the copy is started: beside the node, at the same time as it, or in its place with an old copy |
 //! | cut at a change | at the moment at which a new segment is linked its owner ends and all its machines lose power |
 //!
@@ -538,9 +538,10 @@ impl Scenes<'_> {
             return;
         };
         tracing::info!(target: "sim", %writer, "has written an object");
-        // Shorter than its session lives, mostly.
-        self.world.network.block(&writer.to_string(), STORE);
-        tokio::time::sleep(ms(1_000, 3_200, &self.random)).await;
+        // Its session stays alive for as long as its renewals are not that late.
+        let late = ms(700, 2_100, &self.random);
+        self.world.network.delay_store(&writer.to_string(), late);
+        tokio::time::sleep(late).await;
     }
 
     /// The broker whose session gave an object its name, where it lives.
@@ -590,11 +591,45 @@ impl Scenes<'_> {
                 if let Some(image) = image {
                     copies::start(self.world, original, image);
                 }
+                if self.chance(2) {
+                    return self.other_copy(target, original).await;
+                }
             }
         }
         tokio::time::sleep(ms(500, 6_000, &self.random)).await;
+        self.retire_copies().await;
+    }
+
+    /// One of two disks has become the node and goes, so that the other one tries again. It would be a
+    /// witness who lacks what the first was given: of the other replicas one lags and one is not heard.
+    async fn other_copy(&self, target: &Target, original: HostId) {
+        let (network, owner) = (&self.world.network, target.owner);
+        tokio::time::sleep(ms(300, 2_500, &self.random)).await;
+        let mut others = target.replicas.clone();
+        others.retain(|id| *id != original);
+        if let [lagging, silent, ..] = others.as_slice() {
+            network.block(&owner.to_string(), &lagging.to_string());
+            tokio::time::sleep(ms(100, 1_500, &self.random)).await;
+            self.others(owner)
+                .into_iter()
+                .for_each(|other| self.apart(*silent, other));
+        }
+        let down = ms(4_000, 8_000, &self.random);
+        self.order(
+            owner,
+            Order::Kill {
+                harm: Harm::None,
+                down,
+            },
+        );
         copies::retire(self.world, self.hosts);
-        self.until(Duration::from_secs(20), || self.world.copies().is_empty())
+        self.taken_over(target, Duration::from_millis(4_500)).await;
+        self.retire_copies().await;
+    }
+
+    async fn retire_copies(&self) {
+        copies::retire(self.world, self.hosts);
+        self.until(Duration::from_secs(20), || !self.world.has_copies())
             .await;
     }
 

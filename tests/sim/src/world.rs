@@ -76,7 +76,8 @@ impl Options {
             restore: random.range(0, 8) == 0,
             ..Self::default()
         };
-        options.garbage_every = Duration::from_millis(random.range(300, 2_500));
+        options.garbage_every = Duration::from_millis(random.range(100, 1_500));
+        options.garbage_grace = Duration::from_millis(random.range(50, 600));
         let (lost, limited) = (random.range(0, 8) == 0, random.range(0, 3) == 0);
         let most = random.range(256 << 10, 6 << 20);
         if options.restore {
@@ -145,6 +146,9 @@ pub struct World {
     shared: Arc<Mutex<Shared>>,
 }
 
+/// Whether somebody is about to end a host with a copied disk.
+struct Retiring(bool);
+
 /// A process that runs.
 struct Up {
     clock: SimClock,
@@ -159,7 +163,7 @@ struct Shared {
     refusals: Vec<String>,
     ends: Ends,
     /// Hosts with copies of other hosts' disks.
-    copies: BTreeMap<HostId, Host>,
+    copies: BTreeMap<HostId, (Host, Retiring)>,
     allowed: Allowed,
 }
 
@@ -202,7 +206,7 @@ impl World {
 
     /// A host with a copied disk is there.
     pub fn add_copy(&self, copy: Host) {
-        self.shared.lock().copies.insert(copy.id, copy);
+        self.shared.lock().copies.insert(copy.id, (copy, Retiring(false)));
     }
 
     /// It is not any more.
@@ -210,10 +214,20 @@ impl World {
         self.shared.lock().copies.remove(&copy);
     }
 
-    /// Hosts with copied disks.
+    /// Whether there are hosts with copied disks.
     #[must_use]
-    pub fn copies(&self) -> Vec<Host> {
-        self.shared.lock().copies.values().cloned().collect()
+    pub fn has_copies(&self) -> bool {
+        !self.shared.lock().copies.is_empty()
+    }
+
+    /// Hosts with copied disks that nobody has asked for yet: whoever does ends them.
+    #[must_use]
+    pub fn retiring(&self) -> Vec<Host> {
+        let mut shared = self.shared.lock();
+        let copies = shared.copies.values_mut();
+        let new = copies
+            .filter_map(|(host, retiring)| (!std::mem::replace(&mut retiring.0, true)).then(|| host.clone()));
+        new.collect()
     }
 
     /// Everything noted.

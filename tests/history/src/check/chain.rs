@@ -144,6 +144,15 @@ fn sealed_end(record: &ChainRecord) -> u64 {
         .max(record.log_start)
 }
 
+/// Whether all of a range lies in gaps that a version declares.
+fn is_lost(record: &ChainRecord, base: u64, end: u64) -> bool {
+    let mut at = base;
+    while let Some(gap) = record.gaps.iter().find(|gap| gap.from <= at && at < gap.until) {
+        at = gap.until;
+    }
+    at >= end
+}
+
 /// What is wrong with one version after another.
 fn between(
     old: &ChainRecord,
@@ -167,11 +176,8 @@ fn between(
             .segments
             .iter()
             .any(|one| (one.epoch, one.seq) == (segment.epoch, segment.seq));
-        if !stays
-            && segment
-                .end
-                .is_some_and(|end| end > past(new) && end > segment.base)
-        {
+        let kept = |end: u64| end > past(new) && end > segment.base && !is_lost(new, segment.base, end);
+        if !stays && segment.end.is_some_and(kept) {
             let what = format!(
                 "segment {} left the chain, and only what is below {} is offloaded or dropped",
                 name(segment),
