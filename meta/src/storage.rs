@@ -104,6 +104,30 @@ pub async fn get(store: &dyn MetaStore, node: NodeId) -> Result<NodeRecord, Fail
     Ok(decode(&entry)?)
 }
 
+/// The least of the largest frames that the registered storage nodes take, in bytes of batches, and
+/// whose that is; none where no node says. Nodes that are gone do not count.
+///
+/// # Errors
+/// As the store fails, and where a record is damaged: then nobody knows.
+pub async fn least_frame(store: &dyn MetaStore) -> Result<Option<(u64, NodeId)>, MetaFailure> {
+    let mut least: Option<(u64, NodeId)> = None;
+    let mut range = Range::new(keys::NODES);
+    loop {
+        let page = store.range(range.clone()).await?;
+        for entry in &page.entries {
+            let record: NodeRecord = decode(entry)?;
+            if record.frame_bytes_max > 0 && record.state() != NodeState::Gone {
+                let this = (record.frame_bytes_max, NodeId(record.id));
+                least = Some(least.map_or(this, |least| least.min(this)));
+            }
+        }
+        match page.entries.last() {
+            Some(last) if page.more => range = range.start_after(last.key.clone()),
+            _ => return Ok(least),
+        }
+    }
+}
+
 fn unknown(node: NodeId) -> Failure {
     let what = format!("there is no storage node {}", node.0);
     Failure::new(ErrorCode::InvalidRequest, what)
@@ -196,6 +220,28 @@ mod tests {
             .await
             .unwrap_err();
         assert!(gone.message.contains("gone"), "{gone:?}");
+    }
+
+    #[tokio::test]
+    async fn the_least_frame_is_of_the_nodes_that_say_so_and_are_not_gone() {
+        let world = World::new().await;
+        assert_eq!(least_frame(&*world.store).await.unwrap(), None);
+        for (id, frame_bytes_max, state) in [
+            (1, 0, NodeState::Active),
+            (2, 900, NodeState::Active),
+            (3, 100, NodeState::Gone),
+            (4, 700, NodeState::Draining),
+        ] {
+            let record = NodeRecord {
+                id,
+                state: state as i32,
+                frame_bytes_max,
+                ..NodeRecord::default()
+            };
+            let put = Txn::new().then(Op::put(keys::node(NodeId(id)), encode(&record)));
+            world.store.txn(put).await.unwrap();
+        }
+        assert_eq!(least_frame(&*world.store).await.unwrap(), Some((700, NodeId(4))));
     }
 
     #[tokio::test]

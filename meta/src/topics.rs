@@ -26,8 +26,9 @@ use uuid::Uuid;
 use crate::counter::{self, random_uuid};
 use crate::failure::{MetaFailure, TRIES_MAX, decode};
 use crate::keys;
-use crate::model::{Partition, TopicConfig, TopicConfigError};
+use crate::model::{BATCH_BYTES, Partition, TopicConfig, TopicConfigError};
 use crate::record::encode;
+use crate::storage;
 use crate::store::{Compare, Entry, MetaStore, Op, READ_KEYS_MAX, Range, Revision, Txn, TxnError, TxnReply};
 
 pub use alter::{add_partitions, alter_config};
@@ -92,6 +93,7 @@ pub async fn create(
         return Err(Failure::new(ErrorCode::InvalidPartitionCount, message));
     }
     let parsed = check_config(name, &config)?;
+    check_batch_bytes(store, name, &config).await?;
     // Only saves the work: the transaction at the end decides.
     if store.get(&keys::topic_name(name)).await?.0.is_some() {
         return Err(exists(name));
@@ -456,6 +458,30 @@ fn check_config(name: &str, config: &BTreeMap<String, String>) -> Result<TopicCo
         )));
     }
     TopicConfig::parse(config).map_err(|error| bad(error.to_string()))
+}
+
+/// Refuses to set a largest batch that some storage node has no room for. Nodes may come and go later:
+/// owners refuse what does not fit then, and a topic with the default goes by that alone.
+async fn check_batch_bytes(
+    store: &dyn MetaStore,
+    name: &str,
+    set: &BTreeMap<String, String>,
+) -> Result<(), Failure> {
+    if !set.contains_key(BATCH_BYTES) {
+        return Ok(());
+    }
+    let asked = u64::from(check_config(name, set)?.batch_bytes_max);
+    match storage::least_frame(store).await? {
+        Some((max, node)) if asked > max => Err(Failure::new(
+            ErrorCode::InvalidRequest,
+            format!(
+                "topic \"{name}\": {BATCH_BYTES} = {asked}, at most {max}: the journal files of storage \
+                 node {} take no more (its storage.journal_file_bytes)",
+                node.0
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn exists(name: &str) -> Failure {

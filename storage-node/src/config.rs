@@ -18,7 +18,7 @@ const SCRUB_RATE_MIN: u64 = 64 << 10;
 const SIDE_FILES_BYTES: u64 = 64 << 10;
 /// Files of a budget, where their size is not set.
 const FILES_WANTED: u64 = 32;
-/// Smallest and largest file then. The smallest still takes the largest batch that there may be.
+/// Smallest and largest file then. The smallest takes batches as large as topics allow by default.
 const FILE_BYTES: (u64, u64) = (16 << 20, 1 << 30);
 
 /// Settings of one storage node.
@@ -156,6 +156,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::files::frame_bytes_max;
 
     #[test]
     fn a_bad_value_names_its_key() {
@@ -203,6 +204,12 @@ mod tests {
             let text = config.validate().unwrap_err().to_string();
             assert!(text.contains(key), "{text}");
         }
+    }
+
+    #[test]
+    fn the_smallest_file_where_its_size_is_not_set_takes_the_largest_default_batch() {
+        let batch = forebay_meta::model::TopicConfig::default().batch_bytes_max;
+        assert!(frame_bytes_max(FILE_BYTES.0) >= batch as usize);
     }
 
     #[test]

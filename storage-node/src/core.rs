@@ -186,8 +186,7 @@ impl Core {
             self.admit();
         }
         // A frame that is too large for any file will be refused, so no room is made for it.
-        let taken = header.frame_len() <= self.parts.replica.frame_len_max();
-        let room = if taken {
+        let room = if self.parts.replica.is_small_enough(header) {
             header.frame_len().max(NOTE_LEN_MAX)
         } else {
             NOTE_LEN_MAX
@@ -290,7 +289,7 @@ impl Core {
         self.write_notes(For::Note);
         for frame in frames {
             let header = frame.header();
-            if header.frame_len() > self.parts.replica.frame_len_max() {
+            if !self.parts.replica.is_small_enough(header) {
                 return Err(NodeFailure::Corrupt);
             }
             self.make_room_to_copy(header.frame_len().max(NOTE_LEN_MAX))?;

@@ -467,7 +467,7 @@ pub(crate) fn record_of(
     superblock: &Superblock,
     seen: &Seen,
     durable: u64,
-    capacity: u64,
+    (capacity_bytes, frame_bytes_max): (u64, usize),
 ) -> NodeRecord {
     let state = match seen.record.as_ref().map(NodeRecord::state) {
         Some(state @ (NodeState::Draining | NodeState::Full)) => state,
@@ -483,7 +483,8 @@ pub(crate) fn record_of(
         data_address: config.data_address.clone(),
         control_address: config.control_address.clone(),
         zone: config.zone.clone(),
-        capacity_bytes: capacity,
+        capacity_bytes,
+        frame_bytes_max: frame_bytes_max as u64,
         start: superblock.starts.first().copied().unwrap_or_default(),
     }
 }

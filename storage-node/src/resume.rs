@@ -16,7 +16,7 @@ use forebay_runtime::random::Random;
 use crate::core::{Core, Parts, Salts};
 use crate::disk::Disk;
 use crate::index::Index;
-use crate::journal::files::FileTable;
+use crate::journal::files::{FileTable, frame_bytes_max};
 use crate::journal::format::{Owner, SEGMENT_STATE_LEN};
 use crate::journal::pool::{Pool, Purpose};
 use crate::journal::scan::{self, Found, ScanError};
@@ -178,11 +178,11 @@ pub(crate) fn resume(
 /// What a snapshot and a file of this length can hold: a quarter is for the snapshot, and the largest
 /// frame fits the rest.
 fn limits(file_len: u64) -> Limits {
-    let file_len = usize::try_from(file_len).unwrap_or(usize::MAX);
+    let snapshot = usize::try_from(file_len / 4).unwrap_or(usize::MAX);
     Limits {
-        segments_max: (file_len / 4 / SEGMENT_STATE_LEN).min(SEGMENTS_MAX),
+        segments_max: (snapshot / SEGMENT_STATE_LEN).min(SEGMENTS_MAX),
         frames_max: FRAMES_MAX,
-        frame_len_max: file_len / 8 * 5,
+        frame_bytes_max: frame_bytes_max(file_len),
     }
 }
 

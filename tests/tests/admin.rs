@@ -31,6 +31,10 @@ fn binary() -> &'static Path {
 }
 
 fn standalone(folder: &Path) -> Process {
+    standalone_with(folder, "storage.journal_file_bytes=16MiB")
+}
+
+fn standalone_with(folder: &Path, setting: &str) -> Process {
     let data = folder.join("data").display().to_string();
     let free = "127.0.0.1:0";
     let args = [
@@ -42,7 +46,7 @@ fn standalone(folder: &Path) -> Process {
         "--admin-listen",
         free,
         "--set",
-        "storage.journal_file_bytes=16MiB",
+        setting,
     ];
     let args: Vec<_> = args.map(str::to_owned).to_vec();
     Process::start("standalone", binary(), &args, folder).unwrap()
@@ -206,6 +210,44 @@ async fn a_changed_configuration_is_in_force_without_a_restart() {
         2,
     );
     refused(server, &["topic", "alter", "t"], 2);
+    process.stop().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_journal_files_are_warned_of_and_bound_what_a_topic_may_allow() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = standalone_with(folder.path(), "storage.journal_file_bytes=1MiB");
+    let server = process.grpc;
+    let log = process.log();
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+    let [warning] = warnings[..] else {
+        panic!("{log}");
+    };
+    for part in [
+        "frame_bytes_max=655272",
+        "max_message_bytes=8388608",
+        "storage.journal_file_bytes",
+    ] {
+        assert!(warning.contains(part), "{part}: {warning}");
+    }
+
+    let large = "max.message.bytes=655273";
+    let made = refused(server, &["topic", "create", "t", "--config", large], 1);
+    json_of(server, &["topic", "create", "t"]);
+    let altered = refused(server, &["topic", "alter", "t", "--set", large], 1);
+    for said in [made, altered] {
+        for part in [
+            "max.message.bytes = 655273, at most 655272",
+            "storage node 1",
+            "storage.journal_file_bytes",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+    json_of(
+        server,
+        &["topic", "alter", "t", "--set", "max.message.bytes=655272"],
+    );
     process.stop().unwrap();
 }
 

@@ -7,6 +7,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use forebay::server::{Running, StandaloneOptions, start_standalone};
@@ -17,6 +18,8 @@ use forebay_proto::error::Failure;
 use forebay_proto::v1::data_client::DataClient;
 use forebay_proto::v1::{self, ErrorCode, partition_produce::Data};
 use forebay_record::batch::{Builder, Codec};
+use forebay_runtime::config::ByteSize;
+use forebay_runtime::random::{Random, SeededRandom};
 use tonic::transport::Channel;
 
 struct Standalone {
@@ -34,7 +37,7 @@ fn options(folder: &std::path::Path) -> StandaloneOptions {
         admin_listen: free,
         ..StandaloneOptions::default()
     };
-    options.config.storage.journal_file_bytes = forebay_runtime::config::ByteSize::mib(16);
+    options.config.storage.journal_file_bytes = ByteSize::mib(16);
     options
 }
 
@@ -44,7 +47,12 @@ impl Standalone {
     }
 
     async fn over(folder: tempfile::TempDir) -> Self {
-        let running = start_standalone(options(folder.path())).await.unwrap();
+        let options = options(folder.path());
+        Self::with(options, folder).await
+    }
+
+    async fn with(options: StandaloneOptions, folder: tempfile::TempDir) -> Self {
+        let running = start_standalone(options).await.unwrap();
         let address = running.grpc_address().to_string();
         let client = Client::connect(ClientConfig::new([address.clone()]))
             .await
@@ -370,6 +378,76 @@ async fn every_malformed_batch_is_refused_by_name_and_writes_nothing() {
         standalone.produce("t", 0, Data::Batch(batch().into())).await,
         Ok(0)
     );
+    standalone.stop().await;
+}
+
+/// A batch of one record, which no codec makes smaller.
+fn random_batch(bytes: usize) -> Data {
+    let mut value = vec![0; bytes];
+    SeededRandom::new(bytes as u64).fill(&mut value);
+    let mut builder = Builder::new(Codec::None, bytes + 1024);
+    builder
+        .append(1_000, None, Some(&value), &[] as &[(&str, Option<&[u8]>)])
+        .unwrap();
+    Data::Batch(builder.finish(None).unwrap())
+}
+
+/// Files of 1 MiB hold batches of up to 640 KiB, and topics allow 8 MiB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_too_large_for_the_journals_files_is_refused_at_once_and_holds_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path());
+    options.config.storage.journal_file_bytes = ByteSize::mib(1);
+    let mut standalone = Standalone::with(options, folder).await;
+    standalone.topic("t", 1).await;
+    let began = Instant::now();
+    let failure = standalone
+        .produce("t", 0, random_batch(900 << 10))
+        .await
+        .unwrap_err();
+    assert_eq!(failure.code, ErrorCode::BatchTooLarge, "{failure:?}");
+    for part in ["at most 655272", "storage node 1", "storage.journal_file_bytes"] {
+        assert!(failure.message.contains(part), "{part}: {failure:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    let small = standalone.produce("t", 0, Data::Batch(batch().into())).await;
+    assert_eq!(small, Ok(0));
+    assert_eq!(
+        standalone.produce("t", 0, random_batch(639 << 10)).await,
+        Ok(3),
+        "one that just fits"
+    );
+
+    // What arrives together is put into frames that fit as well.
+    let raw = standalone.raw.clone();
+    let produces = (0..16).map(|at| {
+        let mut raw = raw.clone();
+        async move {
+            let request = v1::ProduceRequest {
+                request_id: at,
+                acks: v1::Acks::All as i32,
+                timeout_ms: 20_000,
+                partitions: vec![v1::PartitionProduce {
+                    topic: "t".to_owned(),
+                    data: Some(random_batch(200 << 10)),
+                    ..v1::PartitionProduce::default()
+                }],
+            };
+            raw.produce(request).await.unwrap().into_inner().partitions
+        }
+    });
+    let mut offsets = Vec::new();
+    for partitions in futures_util::future::join_all(produces).await {
+        assert_eq!(partitions[0].error, None);
+        offsets.push(partitions[0].base_offset);
+    }
+    offsets.sort_unstable();
+    assert_eq!(offsets, (4..20).collect::<Vec<_>>());
+
+    // With larger files a restart is all it takes.
+    let folder = standalone.stop().await;
+    let mut standalone = Standalone::over(folder).await;
+    assert_eq!(standalone.produce("t", 0, random_batch(900 << 10)).await, Ok(20));
     standalone.stop().await;
 }
 

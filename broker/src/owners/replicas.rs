@@ -92,12 +92,14 @@ impl Driver {
                 usable: false,
                 connected: false,
                 leaving: false,
+                frame_bytes_max: None,
             },
             session: None,
         });
         known.view.zone.clone_from(&record.zone);
         known.view.usable = record.state() == NodeState::Active;
         known.view.leaving = record.state() == NodeState::Draining;
+        known.view.frame_bytes_max = (record.frame_bytes_max > 0).then_some(record.frame_bytes_max);
         if known.session.is_none() {
             known.view.generation = Generation(record.generation);
         }

@@ -47,6 +47,8 @@ pub struct NodeView {
     pub connected: bool,
     /// It is to be emptied: what it holds is to be held elsewhere.
     pub leaving: bool,
+    /// Largest frame that it takes, in bytes of batches; none where its record does not say.
+    pub frame_bytes_max: Option<u64>,
 }
 
 /// The storage nodes known, by id.

@@ -11,6 +11,7 @@ use forebay_record::{Epoch, Offset};
 
 use super::action::{Action, Context, Produce};
 use super::owner::{Echo, Next, Owner, Pending, Phase, Plan, Staged};
+use super::placement;
 use super::writer::Writer;
 use forebay_record::producers::{SequenceError, Verdict};
 
@@ -26,7 +27,10 @@ const ECHOES_MAX: usize = 1024;
 impl Owner {
     /// Takes a batch: gives it an offset, lets it wait, or refuses it. [`Owner::flush`] sends it.
     pub fn on_produce(&mut self, produce: Produce, ctx: &mut Context<'_>) {
-        if let Err(failure) = self.screen(&produce) {
+        if let Err(failure) = self
+            .screen(&produce)
+            .and_then(|()| self.fits_nodes(&produce, ctx))
+        {
             ctx.out.push(Action::Answer {
                 ticket: produce.ticket,
                 result: Err(failure),
@@ -84,6 +88,24 @@ impl Owner {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses a batch that is too large for a journal file of some storage node: a frame that a node
+    /// never takes would hold up everything after it.
+    fn fits_nodes(&self, produce: &Produce, ctx: &Context<'_>) -> Result<(), Failure> {
+        let bytes = produce.batch.len() as u64;
+        match placement::least_frame(ctx.nodes) {
+            Some((max, node)) if bytes > max => {
+                let id = self.record.id;
+                let message = format!(
+                    "batch of {bytes} bytes for {id}, at most {max}: the journal files of storage node \
+                     {} take no more (its storage.journal_file_bytes)",
+                    node.0
+                );
+                Err(Failure::new(ErrorCode::BatchTooLarge, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// True where a batch may be given an offset now; prepares a segment where there is none.
@@ -208,6 +230,8 @@ impl Owner {
             return;
         }
         let staged = std::mem::take(&mut self.staged);
+        let least = placement::least_frame(ctx.nodes).map_or(u64::MAX, |(max, _)| max);
+        let bytes_max = FRAME_BYTES_MAX.min(least);
         let Some(writer) = newest(&mut self.next, &mut self.linked) else {
             return self.release("batches were staged without a segment".to_owned(), ctx);
         };
@@ -216,7 +240,7 @@ impl Owner {
         let mut result = Ok(());
         for one in staged {
             let len = one.chunks.iter().map(Bytes::len).sum::<usize>() as u64;
-            if batches > 0 && bytes + len > FRAME_BYTES_MAX {
+            if batches > 0 && bytes + len > bytes_max {
                 let full = std::mem::take(&mut payload);
                 result = result.and(writer.append(FrameKind::Data, batches, end, full, ctx.now_ms, ctx.out));
                 (batches, bytes) = (0, 0);
@@ -263,7 +287,14 @@ impl Owner {
                 break;
             };
             self.waiting_bytes -= produce.batch.len() as u64;
-            self.admit(produce, ctx);
+            // A smaller storage node may have come meanwhile.
+            match self.fits_nodes(&produce, ctx) {
+                Ok(()) => self.admit(produce, ctx),
+                Err(failure) => ctx.out.push(Action::Answer {
+                    ticket: produce.ticket,
+                    result: Err(failure),
+                }),
+            }
         }
     }
 

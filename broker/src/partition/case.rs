@@ -13,6 +13,7 @@ pub(super) fn three_nodes() -> Nodes {
         usable: true,
         connected: true,
         leaving: false,
+        frame_bytes_max: None,
     };
     (1..=3).map(|node| (NodeId(node), view.clone())).collect()
 }

@@ -270,7 +270,10 @@ impl Owner {
             seq: self.seq + 1,
         };
         self.avoid.retain(|_, until| *until > ctx.now_ms);
-        let avoid: BTreeSet<_> = self.avoid.keys().copied().collect();
+        let mut avoid: BTreeSet<_> = self.avoid.keys().copied().collect();
+        // What is carried was taken by larger nodes, and is sent as it is.
+        let largest = carried.iter().map(Carried::bytes).max().unwrap_or_default();
+        avoid.extend(placement::too_small_for(largest, ctx.nodes));
         let quorum = usize::from(self.config.ack_quorum);
         let Some(replicas) = placement::choose(id, ctx.nodes, &avoid, self.config.replicas, quorum) else {
             return false;
@@ -338,6 +341,12 @@ pub(super) struct Carried {
     pub(super) end: Offset,
     pub(super) batches: u32,
     pub(super) payload: Vec<Bytes>,
+}
+
+impl Carried {
+    fn bytes(&self) -> u64 {
+        self.payload.iter().map(|chunk| chunk.len() as u64).sum()
+    }
 }
 
 /// A frame's content for another segment.

@@ -10,6 +10,8 @@
 mod action;
 mod append;
 #[cfg(test)]
+mod append_tests;
+#[cfg(test)]
 mod case;
 mod change;
 mod commit;

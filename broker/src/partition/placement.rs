@@ -71,6 +71,24 @@ pub fn replace(
         .map(|(id, view)| (*id, view.generation))
 }
 
+/// The least of the largest frames that the storage nodes take, in bytes of batches, and whose that is;
+/// none where no node says. Every node counts, whatever its state: what is written now may have to go
+/// to any of them later, when the replicas that took it are away.
+#[must_use]
+pub fn least_frame(nodes: &Nodes) -> Option<(u64, NodeId)> {
+    let said = |(id, view): (&NodeId, &NodeView)| Some((view.frame_bytes_max?, *id));
+    nodes.iter().filter_map(said).min()
+}
+
+/// Nodes that do not take a frame with so many bytes of batches.
+pub fn too_small_for(bytes: u64, nodes: &Nodes) -> impl Iterator<Item = NodeId> {
+    let is_small = move |view: &NodeView| view.frame_bytes_max.is_some_and(|max| bytes > max);
+    nodes
+        .iter()
+        .filter(move |(_, view)| is_small(view))
+        .map(|(id, _)| *id)
+}
+
 fn is_usable(id: NodeId, view: &NodeView, avoid: &BTreeSet<NodeId>) -> bool {
     view.usable && view.connected && !avoid.contains(&id)
 }
@@ -100,6 +118,7 @@ mod tests {
                     usable: true,
                     connected: true,
                     leaving: false,
+                    frame_bytes_max: None,
                 };
                 (NodeId(id), view)
             })
@@ -169,6 +188,20 @@ mod tests {
         assert_eq!(chosen.last().unwrap().0, NodeId(2));
         nodes.get_mut(&NodeId(3)).unwrap().usable = false;
         assert!(choose(segment(1), &nodes, &BTreeSet::new(), 3, 2).is_none());
+    }
+
+    #[test]
+    fn the_least_frame_is_that_of_the_smallest_node_that_says_so() {
+        let mut nodes = nodes(&["", "", "", ""]);
+        assert_eq!(least_frame(&nodes), None);
+        for (id, bytes) in [(1, 700), (3, 500), (4, 900)] {
+            nodes.get_mut(&NodeId(id)).unwrap().frame_bytes_max = Some(bytes);
+        }
+        nodes.get_mut(&NodeId(3)).unwrap().connected = false;
+        assert_eq!(least_frame(&nodes), Some((500, NodeId(3))));
+        assert_eq!(too_small_for(500, &nodes).count(), 0);
+        let small: Vec<_> = too_small_for(701, &nodes).collect();
+        assert_eq!(small, [NodeId(1), NodeId(3)]);
     }
 
     #[test]

@@ -10,6 +10,10 @@
 //!    one compare-and-swap seals the old segment and links the new one. Where nothing is carried
 //!    and nobody waits, the old segment is only sealed.
 //!
+//! Where nothing is open, steps 1 and 2 have nothing to do. Then the takeover is *witnessing* first: it
+//! waits until as many storage nodes are connected as step 1 would need answers, since only they would
+//! notice that the record is an older one. Nothing is served before.
+//!
 //! Each step may be repeated: fences and reads change nothing that a second one would not. A node
 //! that does not answer is asked again; what it holds is unknown, never absent (I15).
 

@@ -103,6 +103,7 @@ fn nodes_of(replicas: &BTreeMap<NodeId, Replica>) -> Nodes {
                 usable: !replica.leaving,
                 connected: replica.up,
                 leaving: replica.leaving,
+                frame_bytes_max: None,
             };
             (*id, view)
         })

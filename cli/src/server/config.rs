@@ -189,7 +189,9 @@ pub struct StorageSection {
     pub data_dir: PathBuf,
     /// Where brokers and proxies connect: `tcp://host:port` or `unix:///path`.
     pub data_listen: String,
-    /// Size of one journal file; 0 for one that fits the budget: a 32nd of it, from 16MiB to 1GiB.
+    /// Size of one journal file; 0 for one that fits the budget: a 32nd of it, from 16MiB to 1GiB. No record batch
+    /// may be larger than five eighths of it less 88 bytes, on any node of the cluster: 8MiB fit from 16MiB on,
+    /// 32MiB from 64MiB on. Less than 4MiB is for tests: partitions with thousands of producers need more.
     pub journal_file_bytes: ByteSize,
     /// Most bytes of one write and fsync.
     pub commit_bytes_max: ByteSize,

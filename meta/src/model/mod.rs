@@ -8,4 +8,5 @@ mod stored;
 mod topic;
 
 pub use partition::{CHAIN_MAX, Gap, ManifestRef, Partition, RECENT_MAX, Refused, Run, Sealed, Segment};
+pub(crate) use topic::BATCH_BYTES;
 pub use topic::{TOPIC_KEYS, TopicConfig, TopicConfigError, TopicKey};

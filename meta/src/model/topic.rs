@@ -23,7 +23,8 @@ pub enum TopicConfigError {
     },
 }
 
-const BATCH_BYTES: &str = "max.message.bytes";
+/// Key of the largest batch.
+pub(crate) const BATCH_BYTES: &str = "max.message.bytes";
 const SEGMENT_BYTES: &str = "segment.bytes";
 const SEGMENT_MS: &str = "segment.ms";
 const RETENTION_BYTES: &str = "retention.bytes";
@@ -51,7 +52,8 @@ pub const TOPIC_KEYS: [TopicKey; 6] = [
     TopicKey {
         name: BATCH_BYTES,
         kind: "bytes, 1024 to 33554432",
-        text: "Largest record batch, as sent.",
+        text: "Largest record batch, as sent. A batch that the journal files of some storage node have no room for \
+               is refused as well, and setting more than that is refused: see `storage.journal_file_bytes`.",
     },
     TopicKey {
         name: RETENTION_BYTES,

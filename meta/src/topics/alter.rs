@@ -15,7 +15,8 @@ use forebay_proto::v1::ErrorCode;
 use forebay_record::PartitionId;
 
 use super::{
-    CHUNK, Found, PARTITIONS_MAX, Topic, check_config, create_partitions, find, topic_of, unknown_topic,
+    CHUNK, Found, PARTITIONS_MAX, Topic, check_batch_bytes, check_config, create_partitions, find, topic_of,
+    unknown_topic,
 };
 use crate::counter;
 use crate::failure::{MetaFailure, TRIES_MAX};
@@ -37,6 +38,7 @@ pub async fn alter_config(
     unset: &[String],
 ) -> Result<Topic, Failure> {
     check_delta(name, set, unset)?;
+    check_batch_bytes(store, name, set).await?;
     let mut sent = None;
     for _ in 0..TRIES_MAX {
         let found = match find(store, name).await {

@@ -15,6 +15,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::ops::Range;
 use std::sync::Arc;
 
+use forebay_record::frame::{HEADER_LEN, PAYLOAD_LEN_MAX};
 use parking_lot::RwLock;
 
 use super::format::FileHeader;
@@ -173,6 +174,17 @@ pub const fn file_len(configured: u64) -> u64 {
     if len < FILE_LEN_MIN { FILE_LEN_MIN } else { len }
 }
 
+/// The largest frame that a node with files of this length takes, in bytes of content. A quarter of a
+/// file is for the snapshot at its beginning, an eighth is more than its headers and padding take: so
+/// such a frame fits every file that is begun, whatever the snapshot.
+///
+/// The only place that says so: nodes refuse by this number, and tell it to brokers in their records.
+#[must_use]
+pub fn frame_bytes_max(file_len: u64) -> usize {
+    let content = (file_len / 8 * 5).saturating_sub(HEADER_LEN as u64);
+    usize::try_from(content).map_or(PAYLOAD_LEN_MAX, |content| content.min(PAYLOAD_LEN_MAX))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(
@@ -185,9 +197,9 @@ mod tests {
     use forebay_record::{Generation, NodeId, Token};
 
     use super::*;
-    use crate::disk::Disk;
     use crate::disk::fault::FaultDisk;
-    use crate::journal::format::Owner;
+    use crate::disk::{Disk, round_up};
+    use crate::journal::format::{BLOCK_HEADER_LEN, Owner};
 
     fn file(disk: &FaultDisk, number: u64, start: u64) -> Arc<JournalFile> {
         let header = FileHeader {
@@ -234,6 +246,19 @@ mod tests {
         drop(read);
         assert_eq!(table.take_out(&[80, 240]).len(), 1);
         assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn the_largest_frame_leaves_room_for_a_snapshot_and_is_never_more_than_a_frame_can_have() {
+        assert_eq!(frame_bytes_max(1 << 20), (640 << 10) - HEADER_LEN);
+        assert_eq!(frame_bytes_max(16 << 20), (10 << 20) - HEADER_LEN);
+        assert_eq!(frame_bytes_max(1 << 30), PAYLOAD_LEN_MAX);
+        assert_eq!(frame_bytes_max(u64::MAX), PAYLOAD_LEN_MAX);
+        for len in [FILE_LEN_MIN, 3 << 20, 64 << 20] {
+            let frame = round_up((BLOCK_HEADER_LEN + HEADER_LEN + frame_bytes_max(len)) as u64);
+            let beginning = BLOCK_LEN_U64 + round_up(len / 4);
+            assert!(beginning + frame <= len, "{len}");
+        }
     }
 
     #[test]

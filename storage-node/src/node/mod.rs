@@ -264,7 +264,8 @@ impl StorageNode {
             limits,
         } = resumed;
         pool.keep_for_bursts();
-        let record = register::record_of(&config, &superblock, &seen, core.durable(), capacity);
+        let sizes = (capacity, limits.frame_bytes_max);
+        let record = register::record_of(&config, &superblock, &seen, core.durable(), sizes);
         let known = known::Known {
             path: &config.data_dir,
             incarnation,
@@ -285,6 +286,7 @@ impl StorageNode {
         tracing::info!(node = %superblock.node, generation = %superblock.generation, boot = superblock.boot,
             direct_io = disk.is_direct(), files = table.len(), folder = %config.data_dir.display(),
             "storage node starts");
+        start::warn_of_small_files(pool.file_len(), limits.frame_bytes_max);
         let trim_metrics = TrimMetrics::new(&metrics);
         let upload_metrics = UploadMetrics::new(&metrics);
         let metrics = NodeMetrics::new(&metrics);

@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use forebay_meta::model::TopicConfig;
 use forebay_meta::record::RecordError;
 use forebay_meta::store::ReadError;
 use forebay_runtime::random::Random;
@@ -165,6 +166,20 @@ pub(super) fn open(config: &Config, context: &Context, seen: &Seen) -> Result<Op
         resumed,
         capacity,
     })
+}
+
+/// Says where topics have to do with smaller batches than they may have by default.
+pub(super) fn warn_of_small_files(file_len: u64, frame_bytes_max: usize) {
+    let batch_bytes_max = TopicConfig::default().batch_bytes_max;
+    if frame_bytes_max < batch_bytes_max as usize {
+        tracing::warn!(
+            journal_file_bytes = file_len,
+            frame_bytes_max,
+            max_message_bytes = batch_bytes_max,
+            "journal files take no batch as large as topics allow by default: batches over \
+             frame_bytes_max are refused (storage.journal_file_bytes)"
+        );
+    }
 }
 
 fn folder_error(path: &Path) -> impl Fn(io::Error) -> StartError {

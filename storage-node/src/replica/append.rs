@@ -48,6 +48,7 @@ impl Replica {
         if generation != self.generation && !mutant::is(Mutant::GenerationIgnored) {
             return refuse(Refusal::WrongGeneration(self.generation));
         }
+        let is_small_enough = self.is_small_enough(header);
         let admission = self.admission();
         let Some(held) = self.segments.get_mut(&header.segment) else {
             return self.decide_first(frame, admission).map_err(Appended::Refused);
@@ -82,12 +83,13 @@ impl Replica {
             self.notes.push_back(Note::Standing(state));
             return refuse(contradicts(header, Refusal::Diverged));
         }
-        let continues = header.token == held.token
-            && header.first == held.staged.tail
-            && header.frame_len() <= self.limits.frame_len_max
-            && header.kind != FrameKind::Open;
+        let continues =
+            header.token == held.token && header.first == held.staged.tail && header.kind != FrameKind::Open;
         if !continues {
             return refuse(contradicts(header, Refusal::Malformed));
+        }
+        if !is_small_enough {
+            return refuse(self.too_large(header));
         }
         if admission == Admission::NoData {
             return refuse(Refusal::DiskFull);
@@ -104,15 +106,26 @@ impl Replica {
             return Err(Refusal::UnknownSegment);
         }
         let begins = header.prev_hash == ChainHash::seed(header.segment)
-            && header.frame_len() <= self.limits.frame_len_max
             && frame.replicas().contains(&(self.node, self.generation));
         if !begins {
             return Err(contradicts(header, Refusal::Malformed));
+        }
+        if !self.is_small_enough(header) {
+            return Err(self.too_large(header));
         }
         if admission >= Admission::NoNewSegments {
             return Err(Refusal::NoNewSegments);
         }
         Ok(())
+    }
+
+    /// Says that no journal file here has room for a frame. An owner that knew this node's record
+    /// would not have sent it.
+    fn too_large(&self, header: &FrameHeader) -> Refusal {
+        tracing::error!(segment = %header.segment, number = header.number,
+            bytes = header.payload_len, frame_bytes_max = self.limits.frame_bytes_max,
+            "a frame is too large for this node's journal files (storage.journal_file_bytes)");
+        Refusal::Malformed
     }
 
     pub(super) fn stage(&mut self, header: &FrameHeader) {

@@ -101,7 +101,7 @@ impl Replica {
             && header.token == held.token
             && header.first == held.staged.tail
             && header.end <= copy.until
-            && header.frame_len() <= self.limits.frame_len_max
+            && self.is_small_enough(header)
             && (header.kind == FrameKind::Open) == (header.number == 0);
         if !continues {
             return Err(NodeFailure::Corrupt);

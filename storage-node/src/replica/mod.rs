@@ -22,7 +22,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use forebay_proto::data::replica::{Ack, FromNode};
-use forebay_record::frame::ChainHash;
+use forebay_record::frame::{ChainHash, FrameHeader};
 use forebay_record::{Epoch, Generation, NodeId, Offset, SegmentId, Token};
 use forebay_runtime::mutant::{self, Mutant};
 
@@ -55,8 +55,8 @@ pub struct Limits {
     pub segments_max: usize,
     /// Frames held over all segments.
     pub frames_max: u64,
-    /// Largest frame, header included.
-    pub frame_len_max: usize,
+    /// Largest frame, in bytes of content.
+    pub frame_bytes_max: usize,
 }
 
 /// How far a segment goes.
@@ -284,10 +284,10 @@ impl Replica {
         self.uncommitted.len()
     }
 
-    /// Largest frame that is taken.
+    /// Whether a frame is small enough to be taken.
     #[must_use]
-    pub const fn frame_len_max(&self) -> usize {
-        self.limits.frame_len_max
+    pub const fn is_small_enough(&self, header: &FrameHeader) -> bool {
+        header.payload_len as usize <= self.limits.frame_bytes_max
     }
 
     /// A note of committed offsets that are not in the journal yet, at most [`COMMITTED_MAX`].

@@ -19,7 +19,7 @@ const PEER: Peer = Peer(1);
 const LIMITS: Limits = Limits {
     segments_max: 64,
     frames_max: 1000,
-    frame_len_max: 1 << 20,
+    frame_bytes_max: 1 << 20,
 };
 
 fn replica() -> Replica {
@@ -262,6 +262,21 @@ fn frames_beyond_the_index_are_refused() {
         assert_eq!(append(&mut replica, writer.data(1)), Appended::Stage);
     }
     assert_eq!(append(&mut replica, writer.data(1)), refused(Refusal::DiskFull));
+}
+
+#[test]
+fn a_frame_is_taken_up_to_the_limit_and_refused_one_byte_above_it() {
+    let batch_len = |body: usize| 61 + body;
+    let limits = Limits {
+        frame_bytes_max: batch_len(5_000),
+        ..LIMITS
+    };
+    let (mut replica, mut writer) = (Replica::new(NODE, GENERATION, limits), Writer::new(1, 10));
+    append(&mut replica, writer.open());
+    let (large, mut after) = (writer.clone().data_of_len(1, 5_001), writer.clone());
+    assert_eq!(append(&mut replica, large), refused(Refusal::Malformed));
+    assert_eq!(append(&mut replica, after.data_of_len(1, 5_000)), Appended::Stage);
+    assert_eq!(append(&mut replica, after.data(3)), Appended::Stage, "it goes on");
 }
 
 #[test]

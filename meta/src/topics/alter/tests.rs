@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use forebay_record::{BrokerId, SessionId};
+use forebay_proto::stored::NodeRecord;
+use forebay_record::{BrokerId, NodeId, SessionId};
 use forebay_runtime::clock::SystemClock;
 use forebay_runtime::random::OsRandom;
 use parking_lot::Mutex;
@@ -75,6 +76,50 @@ async fn a_change_that_cannot_be_is_refused_by_name_and_nothing_is_written() {
     assert_eq!(get(&*world.store, "t").await.unwrap(), before);
     let unknown = alter_config(&*world.store, "u", &settings(&[("retention.ms", "1")]), &[]).await;
     assert_eq!(unknown.unwrap_err().code, ErrorCode::UnknownTopic);
+}
+
+#[tokio::test]
+async fn a_largest_batch_that_some_node_has_no_room_for_is_not_set() {
+    let world = World::new().await;
+    // Nothing is known to be too much where no node says what it takes.
+    topic(&world, 1).await;
+    let set = |bytes| settings(&[("max.message.bytes", bytes)]);
+    alter_config(&*world.store, "t", &set("655273"), &[])
+        .await
+        .unwrap();
+    let node = NodeRecord {
+        id: 3,
+        frame_bytes_max: 655_272,
+        ..NodeRecord::default()
+    };
+    let put = Op::put(keys::node(NodeId(3)), encode(&node));
+    world.store.txn(Txn::new().then(put)).await.unwrap();
+
+    let altered = alter_config(&*world.store, "t", &set("655273"), &[]).await;
+    let made = create(&*world.store, &OsRandom, "u", 1, set("655273")).await;
+    for failure in [altered.unwrap_err(), made.unwrap_err()] {
+        assert_eq!(failure.code, ErrorCode::InvalidRequest, "{failure}");
+        for part in [
+            "max.message.bytes = 655273",
+            "at most 655272",
+            "storage node 3",
+            "storage.journal_file_bytes",
+        ] {
+            assert!(failure.message.contains(part), "{part}: {failure}");
+        }
+    }
+    let unknown = get(&*world.store, "u").await.unwrap_err();
+    assert_eq!(unknown.code, ErrorCode::UnknownTopic);
+    // What fits, what is said of other keys, and the default are taken.
+    alter_config(&*world.store, "t", &settings(&[("retention.ms", "6")]), &[])
+        .await
+        .unwrap();
+    alter_config(&*world.store, "t", &set("655272"), &[])
+        .await
+        .unwrap();
+    create(&*world.store, &OsRandom, "u", 1, BTreeMap::new())
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

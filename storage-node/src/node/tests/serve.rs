@@ -8,6 +8,8 @@
 )]
 
 use super::*;
+use crate::journal::files::frame_bytes_max;
+use crate::testing::batch_of_len;
 
 #[tokio::test]
 async fn what_is_acknowledged_is_read_back_also_after_a_kill() {
@@ -328,6 +330,32 @@ async fn refusals_name_what_is_expected() {
     assert_eq!(client.recv().await, not_taken(2, Refusal::Malformed));
     // All of that left the session and the segment as they were.
     client.write(&mut writer, 3).await;
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_frame_is_taken_up_to_what_the_nodes_record_says_whatever_the_file_has_left() {
+    let world = World::new().await;
+    let node = world.start().await;
+    let max = usize::try_from(node.record().frame_bytes_max).unwrap();
+    assert_eq!(max, frame_bytes_max(1 << 20));
+    let mut client = Client::connect(&node).await;
+    let mut writer = Writer::new(1, 10);
+    client.write(&mut writer, 1).await;
+    let body = max - batch_of_len(10, 1, 0, 0).len();
+    for _ in 0..3 {
+        client.append(writer.clone().data_of_len(1, body + 1)).await;
+        let not_taken = FromNode::NotTaken {
+            segment: writer.segment,
+            number: writer.number,
+            refusal: Refusal::Malformed,
+        };
+        assert_eq!(client.recv().await, not_taken);
+        let frame = writer.data_of_len(1, body);
+        assert_eq!(frame.header.payload_len as usize, max);
+        client.append(frame).await;
+        client.acked(&writer).await;
+    }
     node.shutdown().await;
 }
 
