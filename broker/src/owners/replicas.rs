@@ -8,7 +8,7 @@ use forebay_record::{Generation, NodeId, PartitionId, SegmentId};
 use super::calls::{Call, Sent};
 use super::driver::Driver;
 use crate::nodes::{NodeEvent, NodeSession};
-use crate::partition::{Context, NodeView, Owner};
+use crate::partition::{Context, NodeView, Owner, least_frame};
 
 /// A storage node as the driver knows it.
 pub(super) struct Node {
@@ -72,6 +72,7 @@ impl Driver {
     fn on_node_forgotten(&mut self, node: NodeId) {
         self.nodes.remove(&node);
         if self.views.remove(&node).is_some() {
+            self.least_frame = least_frame(&self.views);
             for sent in self.calls.fail(Some(node), self.now_ms) {
                 self.on_call_failed(sent);
             }
@@ -104,6 +105,7 @@ impl Driver {
             known.view.generation = Generation(record.generation);
         }
         self.views.insert(id, known.view.clone());
+        self.least_frame = least_frame(&self.views);
     }
 
     pub(super) fn each_owner(&mut self, act: impl Fn(&mut Owner, &mut Context<'_>)) {

@@ -62,6 +62,8 @@ pub struct Context<'a> {
     pub wall_ms: i64,
     /// The storage nodes.
     pub nodes: &'a Nodes,
+    /// The least of the largest frames that they take, see [`super::least_frame`].
+    pub least_frame: Option<(u64, NodeId)>,
     /// The metadata store has answered lately: planned changes may start.
     pub meta_healthy: bool,
     /// Newest revision of the metadata store that this broker has seen.

@@ -11,7 +11,6 @@ use forebay_record::{Epoch, Offset};
 
 use super::action::{Action, Context, Produce};
 use super::owner::{Echo, Next, Owner, Pending, Phase, Plan, Staged};
-use super::placement;
 use super::writer::Writer;
 use forebay_record::producers::{SequenceError, Verdict};
 
@@ -94,7 +93,7 @@ impl Owner {
     /// never takes would hold up everything after it.
     fn fits_nodes(&self, produce: &Produce, ctx: &Context<'_>) -> Result<(), Failure> {
         let bytes = produce.batch.len() as u64;
-        match placement::least_frame(ctx.nodes) {
+        match ctx.least_frame {
             Some((max, node)) if bytes > max => {
                 let id = self.record.id;
                 let message = format!(
@@ -230,7 +229,7 @@ impl Owner {
             return;
         }
         let staged = std::mem::take(&mut self.staged);
-        let least = placement::least_frame(ctx.nodes).map_or(u64::MAX, |(max, _)| max);
+        let least = ctx.least_frame.map_or(u64::MAX, |(max, _)| max);
         let bytes_max = FRAME_BYTES_MAX.min(least);
         let Some(writer) = newest(&mut self.next, &mut self.linked) else {
             return self.release("batches were staged without a segment".to_owned(), ctx);

@@ -4,6 +4,7 @@ use forebay_meta::model::Segment;
 use forebay_record::{Generation, NodeId, Offset, SegmentId, Token};
 
 use super::action::{Action, Context, NodeView, Nodes};
+use super::placement;
 
 /// Storage nodes 1, 2 and 3, connected and well.
 pub(super) fn three_nodes() -> Nodes {
@@ -38,6 +39,7 @@ pub(super) fn context<'a>(nodes: &'a Nodes, now_ms: u64, out: &'a mut Vec<Action
         now_ms,
         wall_ms: 77,
         nodes,
+        least_frame: placement::least_frame(nodes),
         meta_healthy: true,
         meta_revision: 10,
         nonce: 7 + now_ms,

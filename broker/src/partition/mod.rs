@@ -40,5 +40,6 @@ pub use action::{
 pub use force::{Awaited, Evidence, ForceRefused, ForcedEnd, Forcing, Recovering, Said};
 pub use loss::{DeclareRefused, Declaring, Lost, LostSegment};
 pub use owner::{Config, Health, Owner};
+pub use placement::least_frame;
 pub use repair::Endangered;
 pub use tail::{Found, Tail};
