@@ -196,8 +196,17 @@ impl Owner {
         ctx: &mut Context<'_>,
     ) {
         let linked = self.record.chain.iter().find(|one| one.id == segment);
-        let Some(generation) = linked.and_then(|one| one.generation_of(node)) else {
+        let Some((linked, generation)) = linked.and_then(|one| Some((one, one.generation_of(node)?))) else {
             return;
+        };
+        // Named in the chain, and without a frame: it lagged when the segment began, and nobody is left to
+        // complete it from.
+        let result = match result {
+            Err(NodeFailure::NotFound) => Ok(Missing {
+                tail: linked.base,
+                ranges: linked.end.map(|end| (linked.base, end)).into_iter().collect(),
+            }),
+            result => result,
         };
         match result {
             Ok(missing) => {

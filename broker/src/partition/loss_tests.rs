@@ -234,3 +234,23 @@ fn a_segment_without_a_copy_leaves_the_chain_and_the_next_one_is_offloaded() {
     });
     assert_eq!(offloads.next_back(), Some((id(2), (Offset(10), Offset(20)))));
 }
+
+#[test]
+fn a_replica_that_never_had_a_frame_keeps_nothing_from_being_declared_lost() {
+    let mut case = Case::new();
+    case.nodes.remove(&NodeId(2));
+    case.nodes.get_mut(&NodeId(3)).unwrap().generation = Generation(2);
+    case.act(|owner, ctx| owner.on_surveyed(NodeId(1), id(1), None, ctx));
+    case.pass(2);
+    assert_eq!(case.asked(1), [1]);
+    let early = case.plan().unwrap();
+    assert!(early.still_possible.as_ref().unwrap().contains("n1"), "{early:?}");
+    let absent = Err(NodeFailure::NotFound);
+    case.act(|owner, ctx| owner.on_missing(NodeId(1), id(1), absent, ctx));
+    let planned = case.plan().unwrap();
+    assert_eq!(planned.segments.len(), 1);
+    assert_eq!(planned.segments[0].ranges, offsets(&[(0, 10)]));
+    assert_eq!(planned.still_possible, None);
+    case.declare(&planned, false).unwrap();
+    assert_eq!(case.stored(), 1);
+}
