@@ -251,10 +251,13 @@ impl Planned {
                 Some(end) => self.lose(segment.base, end, "on no storage node after a restore", now_ms),
                 None => {
                     debug_assert!(!open_is_kept);
-                    // What follows, where something does, says how far it went.
-                    let follows = held
-                        .values()
-                        .filter(|one| one.id > segment.id && one.was_linked() && one.base >= segment.base);
+                    // What follows, where something does, says how far it went: nowhere, where that begins
+                    // with it. Records are enough; its owner may have ended before it stated any as
+                    // committed.
+                    let follows = held.values().filter(|one| {
+                        let has_any = one.was_linked() || (one.is_held() && one.tail() > one.base);
+                        one.id > segment.id && has_any && one.base >= segment.base
+                    });
                     if let Some(next) = follows.map(|one| one.base).min() {
                         if next > segment.base {
                             self.lose(segment.base, next, "on no storage node after a restore", now_ms);

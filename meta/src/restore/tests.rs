@@ -381,3 +381,17 @@ fn brokers_that_ran_on_the_restored_store_hide_nothing() {
     assert_eq!(chain(&planned), expected);
     assert!(planned.lost.is_empty(), "{:?}", planned.lost);
 }
+
+#[test]
+fn an_open_segment_that_held_nothing_is_followed_by_one_that_stated_nothing_as_committed() {
+    // The open one of the backup was replaced before it held a record, and nodes have forgotten it.
+    let since = [
+        held(id(1, 1), 10, 0, 10, 10),
+        held(id(1, 3), 12, 10, 10, 24),
+        held(id(2, 1), 15, 24, 40, 41),
+    ];
+    let planned = planned(since);
+    let expected = [(1, 1, 0, Some(10)), (1, 3, 10, Some(24)), (2, 1, 24, None)];
+    assert_eq!(chain(&planned), expected);
+    assert!(planned.lost.is_empty(), "{:?}", planned.lost);
+}
