@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use forebay_client::{Admin, StartPosition};
-use forebay_meta::keys;
 use forebay_meta::model::Partition;
 use forebay_record::{Offset, PartitionId, SegmentId};
 use forebay_runtime::random::{Random, SeededRandom};
 
-use crate::host::{Harm, Host, Order, Role};
+use crate::host::{Harm, Host, Order};
 use crate::load::{self, Numbers, TOPIC};
 use crate::restore;
 use crate::scenes::{Scenes, Target, node};
@@ -92,14 +91,8 @@ const fn last(partition: PartitionId) -> SegmentId {
     }
 }
 
-fn records(world: &World) -> Vec<Partition> {
-    let entries = world.store.entries(keys::PARTITIONS);
-    let decoded = entries.iter().map(|entry| Partition::decode(&entry.value));
-    decoded.filter_map(Result::ok).collect()
-}
-
 fn gaps(world: &World) -> Vec<(PartitionId, forebay_meta::model::Gap)> {
-    let all = records(world).into_iter();
+    let all = world.records().into_iter();
     all.flat_map(|record| record.gaps.into_iter().map(move |gap| (record.id, gap)))
         .collect()
 }
@@ -148,13 +141,12 @@ async fn lose(world: &World, hosts: &[Host]) -> Kept {
     tokio::time::sleep(Duration::from_millis(1)).await;
     let kept = kept(world, |number| gone.iter().all(|id| id.number != number)).await;
     world.network.unblock_all();
-    debug_assert!(gone.iter().all(|id| id.role == Role::Storage));
     kept
 }
 
 /// What the nodes that are left have of open segments.
 async fn kept(world: &World, is_left: impl Fn(u32) -> bool) -> Kept {
-    let records = records(world);
+    let records = world.records();
     let mut kept = Kept::new();
     for (number, node) in world.storage_nodes() {
         if !is_left(number) {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use forebay_history::{Event, Value};
+use forebay_meta::cluster;
 use forebay_meta::model::{Partition, Segment};
-use forebay_meta::{cluster, keys};
 use forebay_proto::data::endpoint::{ClientLink, Dialer, Exchange, ReplicaProtocol};
 use forebay_proto::data::replica::{FromNode, Hello, ReadRequest, ToNode};
 use forebay_record::batch::{Header, Limits, decode};
@@ -66,12 +66,6 @@ pub async fn note(world: &World) -> anyhow::Result<()> {
     noted
 }
 
-fn records(world: &World) -> Vec<Partition> {
-    let entries = world.store.entries(keys::PARTITIONS);
-    let decoded = entries.iter().map(|entry| Partition::decode(&entry.value));
-    decoded.filter_map(Result::ok).collect()
-}
-
 // ---- copies ----------------------------------------------------------------------------------
 
 /// Asks every replica that a record names for what it holds below the sealed end, or of what is committed.
@@ -96,7 +90,7 @@ async fn note_copies(world: &World, tasks: &Tasks) -> anyhow::Result<()> {
         let Some(FromNode::Welcome { generation, .. }) = welcome else {
             anyhow::bail!("{node} does not welcome a reader: {welcome:?}");
         };
-        for record in records(world) {
+        for record in world.records() {
             for segment in &record.chain {
                 // A generation that is gone has nothing; its place is taken by repair, or will be.
                 if segment.generation_of(node) == Some(generation) {
@@ -190,7 +184,8 @@ async fn note_leftovers(world: &World) -> anyhow::Result<()> {
     let collected = world.options.garbage_grace < SETTLES / 2;
     let begun = tokio::time::Instant::now();
     loop {
-        let offloaded = records(world)
+        let offloaded = world
+            .records()
             .iter()
             .all(|record| record.chain.iter().all(|segment| segment.end.is_none()));
         let objects = objects(world, &bucket).await?;
@@ -228,7 +223,7 @@ async fn note_leftovers(world: &World) -> anyhow::Result<()> {
 
 /// What each node holds, and the most that open segments leave it.
 fn held(world: &World) -> Vec<(u32, u64, u64)> {
-    let records = records(world);
+    let records = world.records();
     let open: Vec<_> = records.iter().filter_map(Partition::open).collect();
     let mut held = Vec::new();
     for (number, node) in world.storage_nodes() {
@@ -255,7 +250,7 @@ pub fn bucket(world: &World, host: &str) -> Bucket {
 async fn objects(world: &World, bucket: &Bucket) -> anyhow::Result<Objects> {
     let manifests = Manifests::new(bucket.clone(), 0);
     let mut named = BTreeSet::new();
-    for record in records(world) {
+    for record in world.records() {
         named.extend(record.recent.iter().map(|run| run.object.clone()));
         let Some(manifest) = &record.manifest else {
             continue;

@@ -194,13 +194,7 @@ impl<'a> Scenes<'a> {
     /// is cut off would take everybody else for dead.
     #[must_use]
     pub fn target(&self) -> Option<Target> {
-        let mut records: Vec<Partition> = self
-            .world
-            .store
-            .entries(keys::PARTITIONS)
-            .iter()
-            .filter_map(|entry| Partition::decode(&entry.value).ok())
-            .collect();
+        let mut records = self.world.records();
         let leader = self.leader();
         let led = |record: &Partition| record.owner.map(|owner| owner.0) == leader;
         if records.iter().any(|record| !led(record)) {

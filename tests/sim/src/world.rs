@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_history::{Event, History, Value};
+use forebay_meta::keys;
+use forebay_meta::model::Partition;
 use forebay_meta::store::SimulatedStore;
 use forebay_runtime::clock::Clock;
 use forebay_runtime::random::{Random, SeededRandom};
@@ -202,6 +204,14 @@ impl World {
     /// How long a record is that is noted next.
     pub fn note_len(&self, value: Value, bytes: u64) {
         self.shared.lock().allowed.note_len(value, bytes);
+    }
+
+    /// All partitions' records, now. A damaged one raises an alarm where chains are watched.
+    #[must_use]
+    pub fn records(&self) -> Vec<Partition> {
+        let entries = self.store.entries(keys::PARTITIONS);
+        let decoded = entries.iter().map(|entry| Partition::decode(&entry.value));
+        decoded.filter_map(Result::ok).collect()
     }
 
     /// A host with a copied disk is there.
