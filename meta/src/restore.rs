@@ -13,6 +13,7 @@
 //! Promises: no `(epoch, sequence)` that any node may hold is used again; what is lost is declared,
 //! never silent; each step may be repeated. Never trusts a record about what it cannot know.
 
+mod inventory;
 mod objects;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use forebay_proto::stored::{ClusterRecord, CounterRecord};
 use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, SessionId, Token};
 use forebay_runtime::random::Random;
 
+pub use self::inventory::Inventory;
 pub use self::objects::FoundRun;
 use crate::cluster;
 use crate::failure::{MetaFailure, TRIES_MAX, decode};

@@ -5,19 +5,18 @@
 //! stay down until the records are brought together with what storage nodes hold. After that the cluster
 //! must take and give records again, and only what was declared may be missing.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use forebay_history::{Event, Range};
 use forebay_meta::model::Partition;
-use forebay_meta::restore::{self, Copy, FoundRun, Held};
+use forebay_meta::restore::{self, FoundRun, Inventory};
 use forebay_meta::store::{Entry, Image, scan};
 use forebay_meta::{cluster, keys};
 use forebay_proto::v1;
 use forebay_proto::v1::storage_node_server::StorageNode as _;
-use forebay_record::{Epoch, NodeId, Offset, PartitionId, SegmentId, Token};
+use forebay_record::NodeId;
 use forebay_runtime::clock::Clock;
 use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
@@ -97,12 +96,14 @@ async fn bring_together(world: &World, hosts: &[Host], tasks: &Tasks) -> anyhow:
     }
     let held = inventory(world).await?;
     let (entries, _) = scan(&*store, keys::PARTITIONS, ENTRIES_MAX).await?;
-    restore::skip_ids(&*store, held.keys().next_back().copied()).await?;
     let found = objects(world, entries.iter()).await?;
-    let nothing = BTreeMap::new();
+    let highest = held
+        .partitions()
+        .chain(found.iter().map(|one| one.segment.partition));
+    restore::skip_ids(&*store, highest.max()).await?;
     for entry in &entries {
         let before = Partition::decode(&entry.value)?;
-        let of_one = held.get(&before.id).unwrap_or(&nothing);
+        let of_one = held.of(before.id);
         let of = |one: &&FoundRun| one.segment.partition == before.id;
         let runs: Vec<_> = found.iter().filter(of).cloned().collect();
         let now_ms = world.clock.now_unix_ms();
@@ -147,18 +148,14 @@ async fn objects(world: &World, entries: impl Iterator<Item = &Entry>) -> anyhow
 }
 
 /// What all nodes hold.
-async fn inventory(world: &World) -> anyhow::Result<BTreeMap<PartitionId, BTreeMap<SegmentId, Held>>> {
-    let mut held: BTreeMap<PartitionId, BTreeMap<SegmentId, Held>> = BTreeMap::new();
+async fn inventory(world: &World) -> anyhow::Result<Inventory> {
+    let mut held = Inventory::default();
     for (number, node) in world.storage_nodes() {
         let mut after = None;
         loop {
             let page = page(&node, after.take()).await?;
             for one in &page.segments {
-                if let Some((id, found, copy)) = understand(&node, one) {
-                    let segment = held.entry(id.partition).or_default().entry(id).or_insert(found);
-                    segment.bytes = segment.bytes.max(one.bytes);
-                    segment.copies.insert(NodeId(number), copy);
-                }
+                held.take(NodeId(number), node.generation(), one);
             }
             after = page.segments.last().cloned();
             if !page.more || after.is_none() {
@@ -179,32 +176,4 @@ pub async fn page(
 ) -> anyhow::Result<v1::InventoryResponse> {
     let request = tonic::Request::new(v1::InventoryRequest { after });
     Ok(node.control().inventory(request).await?.into_inner())
-}
-
-/// One line of an inventory; none without its first frame.
-fn understand(node: &StorageNode, one: &v1::InventorySegment) -> Option<(SegmentId, Held, Copy)> {
-    let id = SegmentId {
-        partition: PartitionId(one.partition_id),
-        epoch: Epoch(one.epoch),
-        seq: one.seq,
-    };
-    let ack_quorum = u8::try_from(one.ack_quorum).ok().filter(|quorum| *quorum > 0)?;
-    let named = one.replicas.iter();
-    let replicas = named.map(|one| (NodeId(one.node), forebay_record::Generation(one.generation)));
-    let held = Held {
-        id,
-        token: Token(one.token),
-        base: Offset(one.base),
-        ack_quorum,
-        replicas: replicas.collect(),
-        bytes: 0,
-        copies: BTreeMap::new(),
-    };
-    let copy = Copy {
-        generation: node.generation(),
-        tail: Offset(one.tail),
-        committed: Offset(one.committed),
-        limbo: one.limbo,
-    };
-    Some((id, held, copy))
 }

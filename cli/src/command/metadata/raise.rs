@@ -13,13 +13,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use forebay_meta::model::Partition;
-use forebay_meta::restore::{self, Copy, FoundRun, Held};
+use forebay_meta::restore::{self, FoundRun, Inventory};
 use forebay_meta::store::{Entry, MetaStore, scan};
 use forebay_meta::{cluster, keys, record};
 use forebay_proto::stored::{NodeRecord, NodeState};
 use forebay_proto::v1;
 use forebay_proto::v1::storage_node_client::StorageNodeClient;
-use forebay_record::{Epoch, Generation, NodeId, Offset, PartitionId, SegmentId, Token};
+use forebay_record::{Generation, NodeId};
 use forebay_runtime::clock::SystemClock;
 use forebay_runtime::metrics::Metrics;
 use forebay_runtime::random::OsRandom;
@@ -146,8 +146,7 @@ pub async fn run(args: RaiseArgs, log_level: Option<String>) -> anyhow::Result<(
         confirm(warning, "give up", args.yes)?;
     }
     let highest = held
-        .keys()
-        .copied()
+        .partitions()
         .chain(found.runs.iter().map(|one| one.segment.partition));
     restore::skip_ids(&store, highest.max()).await?;
     for (entry, one) in &planned {
@@ -221,13 +220,11 @@ async fn reach(node: &NodeRecord, incarnation: u32) -> anyhow::Result<StorageNod
     Ok(client)
 }
 
-type Inventory = BTreeMap<PartitionId, BTreeMap<SegmentId, Held>>;
-
 /// What all nodes hold.
 async fn inventory(
     nodes: &mut BTreeMap<NodeId, (Generation, StorageNodeClient<Channel>)>,
 ) -> anyhow::Result<Inventory> {
-    let mut held: Inventory = BTreeMap::new();
+    let mut held = Inventory::default();
     for (node, (generation, client)) in nodes {
         let mut after = None;
         loop {
@@ -237,7 +234,7 @@ async fn inventory(
                 .with_context(|| format!("storage node {node} does not say what it holds"))??
                 .into_inner();
             for one in &page.segments {
-                take(&mut held, *node, *generation, one);
+                held.take(*node, *generation, one);
             }
             after = page.segments.last().cloned();
             if !page.more || after.is_none() {
@@ -246,42 +243,6 @@ async fn inventory(
         }
     }
     Ok(held)
-}
-
-fn take(held: &mut Inventory, node: NodeId, generation: Generation, one: &v1::InventorySegment) {
-    let id = SegmentId {
-        partition: PartitionId(one.partition_id),
-        epoch: Epoch(one.epoch),
-        seq: one.seq,
-    };
-    let replicas: Vec<_> = one
-        .replicas
-        .iter()
-        .map(|replica| (NodeId(replica.node), Generation(replica.generation)))
-        .collect();
-    // Without its first frame nothing is known of it here.
-    let Ok(ack_quorum @ 1..) = u8::try_from(one.ack_quorum) else {
-        return;
-    };
-    let segment = held.entry(id.partition).or_default().entry(id).or_insert(Held {
-        id,
-        token: Token(one.token),
-        base: Offset(one.base),
-        ack_quorum,
-        replicas,
-        bytes: 0,
-        copies: BTreeMap::new(),
-    });
-    segment.bytes = segment.bytes.max(one.bytes);
-    segment.copies.insert(
-        node,
-        Copy {
-            generation,
-            tail: Offset(one.tail),
-            committed: Offset(one.committed),
-            limbo: one.limbo,
-        },
-    );
 }
 
 async fn records(store: &dyn MetaStore) -> anyhow::Result<Vec<(Entry, Partition)>> {
@@ -330,15 +291,16 @@ fn plan(
 ) -> Vec<(Entry, restore::Planned)> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-    let none = BTreeMap::new();
     records
         .into_iter()
         .map(|(entry, before)| {
-            let of_one = held.get(&before.id).unwrap_or(&none);
             let of = |one: &&FoundRun| one.segment.partition == before.id;
             let runs: Vec<_> = found.iter().filter(of).cloned().collect();
             let op = restore::nonce(&OsRandom);
-            (entry, restore::plan(&before, of_one, &runs, now_ms, op))
+            (
+                entry,
+                restore::plan(&before, held.of(before.id), &runs, now_ms, op),
+            )
         })
         .collect()
 }
@@ -368,7 +330,7 @@ fn report(incarnation: u32, planned: &[(Entry, restore::Planned)]) -> Report {
 fn unknown(planned: &[(Entry, restore::Planned)], held: &Inventory, found: &[FoundRun]) -> Vec<u64> {
     let known: BTreeSet<_> = planned.iter().map(|(_, one)| one.record.id).collect();
     let found = found.iter().map(|one| one.segment.partition);
-    let all: BTreeSet<_> = held.keys().copied().chain(found).collect();
+    let all: BTreeSet<_> = held.partitions().chain(found).collect();
     all.difference(&known).map(|id| id.0).collect()
 }
 
