@@ -16,6 +16,7 @@ use forebay_runtime::random::Random;
 use forebay_runtime::tasks::Tasks;
 use forebay_runtime::trace::Tracer;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::assignments::Assignments;
 use crate::changes::Changes;
@@ -38,6 +39,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const LEFT_EVERY: Duration = Duration::from_millis(10);
 /// A broker that hands over waits so long for somebody to take the next partition.
 const STALLED_MAX: Duration = Duration::from_secs(3);
+/// A broker that leaves waits so long for its proxies' last requests.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
 /// Brokers that a cluster may have.
 const BROKERS_MAX: usize = 65_536;
 /// How often the metadata store is asked whether it answers.
@@ -77,6 +80,8 @@ pub struct Broker {
     control: Control,
     intake: Tasks,
     work: Tasks,
+    connections: Tasks,
+    leaving: CancellationToken,
 }
 
 impl std::fmt::Debug for Broker {
@@ -113,6 +118,7 @@ impl Broker {
         // Whatever is granted later is read later: from here on no change is missed.
         let topics_from = Revision(session.id().0);
         let (intake, work) = (parts.tasks.group("intake"), parts.tasks.group("work"));
+        let (connections, leaving) = (work.group("connections"), CancellationToken::new());
         let (mailbox, commands) = mpsc::channel(MAILBOX);
         let (released_tx, released) = mpsc::unbounded_channel();
         let records = Records {
@@ -201,8 +207,9 @@ impl Broker {
             mailbox: mailbox.clone(),
             connections: Arc::new(AtomicU64::new(1)),
             tracer: parts.tracer.clone(),
+            leaving: leaving.clone(),
         };
-        let (connections, clock) = (work.clone(), Arc::clone(&parts.clock));
+        let (accepted_in, clock) = (connections.clone(), Arc::clone(&parts.clock));
         let token = intake.token();
         intake.spawn("accept", async move {
             loop {
@@ -213,8 +220,8 @@ impl Broker {
                 };
                 match accepted {
                     Ok(link) => {
-                        let (front, stop) = (front.clone(), connections.token());
-                        connections.spawn("connection", async move {
+                        let (front, stop) = (front.clone(), accepted_in.token());
+                        accepted_in.spawn("connection", async move {
                             tokio::select! {
                                 () = stop.cancelled() => {}
                                 () = front.serve(link) => {}
@@ -266,6 +273,8 @@ impl Broker {
             control,
             intake,
             work,
+            connections,
+            leaving,
         })
     }
 
@@ -336,7 +345,8 @@ impl Broker {
         Ok(answer.await.map_err(gone)?.partitions)
     }
 
-    /// Leaves in order: takes nothing new, commits and seals what it has, ends its session.
+    /// Leaves in order: takes nothing new, commits and seals what it has, answers what is still asked, ends
+    /// its session.
     pub async fn shutdown(self, clock: &dyn Clock, deadline: Duration) {
         self.intake.cancel();
         let (done, resigned) = oneshot::channel();
@@ -346,6 +356,15 @@ impl Broker {
                 .is_err()
         {
             tracing::warn!(broker = %self.id(), "partitions were still busy when the broker left");
+        }
+        // A batch that is on its way here is answered: closed unread, its outcome would be in doubt.
+        self.leaving.cancel();
+        if forebay_runtime::clock::timeout(clock, FAREWELL_MAX, self.connections.wait())
+            .await
+            .is_err()
+        {
+            let left = self.connections.running().len();
+            tracing::warn!(broker = %self.id(), left, "proxies did not say goodbye in time");
         }
         // Before the session ends, so that its end is not taken for a loss.
         self.work.cancel();
@@ -361,7 +380,7 @@ async fn promise(
     registration: Arc<Registration>,
     mut floor: watch::Receiver<u64>,
     clock: Arc<dyn Clock>,
-    stop: tokio_util::sync::CancellationToken,
+    stop: CancellationToken,
 ) {
     loop {
         tokio::select! {
@@ -389,7 +408,7 @@ async fn follow_topics(
     after: Revision,
     mailbox: mpsc::Sender<Command>,
     process: Tasks,
-    stop: tokio_util::sync::CancellationToken,
+    stop: CancellationToken,
 ) {
     let tell = |change| {
         let mailbox = &mailbox;
@@ -414,7 +433,7 @@ async fn pulse(
     store: Arc<dyn MetaStore>,
     clock: Arc<dyn Clock>,
     mailbox: mpsc::Sender<Command>,
-    stop: tokio_util::sync::CancellationToken,
+    stop: CancellationToken,
 ) {
     while !stop.is_cancelled() {
         match store.get(keys::CLUSTER).await {

@@ -1,5 +1,6 @@
 //! One connection of a proxy: its requests go to the owners' task, the answers come back by themselves.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,6 +10,7 @@ use forebay_proto::data::link::LinkReceiver;
 use forebay_record::{BrokerId, SessionId};
 use forebay_runtime::trace::{SpanKind, TraceContext, Tracer};
 use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use crate::owners::{Command, Outbox};
 
@@ -30,6 +32,17 @@ pub struct Front {
     pub connections: Arc<AtomicU64>,
     /// Begins spans.
     pub tracer: Tracer,
+    /// Cancelled once the broker owns nothing any more and will end.
+    pub leaving: CancellationToken,
+}
+
+/// How listening to a connection ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    /// The peer said goodbye, and all its requests are answered.
+    Goodbye,
+    /// In any other way.
+    End,
 }
 
 impl Front {
@@ -54,17 +67,28 @@ impl Front {
             link: link.tx.clone(),
             overflow,
         };
-        let spill = async {
+        let mut spill = pin!(async {
             while let Some(message) = spilled.recv().await {
                 if link.tx.send(message).await.is_err() {
                     return;
                 }
             }
+        });
+        let farewell = async {
+            self.leaving.cancelled().await;
+            if link.tx.send(FromBroker::Leaving).await.is_ok() {
+                // The peer says goodbye, or the connection ends.
+                std::future::pending::<()>().await;
+            }
         };
-        tokio::select! {
-            () = self.listen(&mut link.rx, &outbox) => {}
-            () = spill => {}
-            () = link.tx.closed() => {}
+        let heard = tokio::select! {
+            heard = self.listen(&mut link.rx, outbox) => heard,
+            () = &mut spill => Heard::End,
+            () = link.tx.closed() => Heard::End,
+            () = farewell => Heard::End,
+        };
+        if heard == Heard::Goodbye {
+            spill.await;
         }
         // A closed mailbox has no fetches left to forget.
         let _ = self.mailbox.send(Command::Disconnected(connection)).await;
@@ -93,15 +117,15 @@ impl Front {
         }
     }
 
-    async fn listen(&self, rx: &mut LinkReceiver<ToBroker>, outbox: &Outbox) {
+    async fn listen(&self, rx: &mut LinkReceiver<ToBroker>, outbox: Outbox) -> Heard {
         let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
         loop {
             let message = match rx.recv().await {
                 Ok(Some(message)) => message,
-                Ok(None) => return,
+                Ok(None) => return Heard::End,
                 Err(error) => {
                     tracing::warn!(broker = %self.broker, %error, "connection of a proxy failed");
-                    return;
+                    return Heard::End;
                 }
             };
             let (message, parent) = untraced(message);
@@ -111,11 +135,13 @@ impl Front {
             let command = match message {
                 ToBroker::Hello { .. } => {
                     tracing::warn!(broker = %self.broker, "a proxy said hello twice");
-                    return;
+                    return Heard::End;
                 }
                 ToBroker::Produce(produce) => {
                     let span = span("broker.append");
-                    let Some(permit) = permit().await else { return };
+                    let Some(permit) = permit().await else {
+                        return Heard::End;
+                    };
                     Command::Produce {
                         produce,
                         outbox,
@@ -125,7 +151,9 @@ impl Front {
                 }
                 ToBroker::Fetch(fetch) => {
                     let span = span("broker.fetch");
-                    let Some(permit) = permit().await else { return };
+                    let Some(permit) = permit().await else {
+                        return Heard::End;
+                    };
                     Command::Fetch {
                         fetch,
                         outbox,
@@ -135,7 +163,14 @@ impl Front {
                 }
                 ToBroker::Traced(_) => {
                     tracing::warn!(broker = %self.broker, "a proxy sent two trace contexts for one message");
-                    return;
+                    return Heard::End;
+                }
+                ToBroker::Goodbye => {
+                    let all = u32::try_from(REQUESTS_MAX).unwrap_or(u32::MAX);
+                    return match requests.acquire_many(all).await {
+                        Ok(_) => Heard::Goodbye,
+                        Err(_) => Heard::End,
+                    };
                 }
                 ToBroker::CancelFetch(request) => Command::CancelFetch {
                     connection: outbox.connection,
@@ -167,7 +202,7 @@ impl Front {
                 },
             };
             if self.mailbox.send(command).await.is_err() {
-                return;
+                return Heard::End;
             }
         }
     }

@@ -201,6 +201,8 @@ pub enum ToBroker {
         /// Segments that end at or before this are left out.
         from: Offset,
     },
+    /// The last message of a connection whose broker is [`FromBroker::Leaving`].
+    Goodbye,
     /// Another message, as part of a trace that is recorded. All else is as if it came alone.
     Traced(Box<(TraceContext, Self)>),
 }
@@ -217,6 +219,9 @@ pub enum FromBroker {
     },
     /// The broker will not talk; the connection closes.
     Refused(String),
+    /// The broker owns nothing any more and will end. It answers every produce that was sent before the
+    /// peer's [`ToBroker::Goodbye`], and then closes the connection.
+    Leaving,
     /// A batch reached its acknowledgement level, or did not.
     Produced {
         /// Of the request.
@@ -353,6 +358,7 @@ impl Message for ToBroker {
                 out.u64(partition.0).u32(epoch.0).u64(from.0);
                 out
             }
+            Self::Goodbye => Encoder::new(7, 0),
         }
     }
 
@@ -401,6 +407,7 @@ impl Message for ToBroker {
                 epoch: Epoch(r.u32("epoch")?),
                 from: Offset(r.u64("from")?),
             },
+            7 => Self::Goodbye,
             other => return Err(WireError::Kind(other)),
         };
         reader.finish()?;
@@ -526,6 +533,7 @@ impl Message for FromBroker {
                 put_result(&mut out, result, put_plan);
                 out
             }
+            Self::Leaving => Encoder::new(71, 0),
         }
     }
 
@@ -558,6 +566,7 @@ impl Message for FromBroker {
                 request: id,
                 result: result(r, plan)?,
             },
+            71 => Self::Leaving,
             other => return Err(WireError::Kind(other)),
         };
         reader.finish()?;

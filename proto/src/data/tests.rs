@@ -309,6 +309,7 @@ fn from_broker(payload: Vec<u8>) -> Vec<FromBroker> {
             request: 3,
             result: Ok(plan),
         },
+        FromBroker::Leaving,
     ]
 }
 
@@ -335,8 +336,9 @@ proptest! {
         for message in from_broker(payload.clone()) {
             prop_assert_eq!(decode::<FromBroker>(&bytes_of(&message)).unwrap(), message);
         }
-        let message = produce(payload);
-        prop_assert_eq!(decode::<ToBroker>(&bytes_of(&message)).unwrap(), message);
+        for message in [produce(payload), ToBroker::Goodbye] {
+            prop_assert_eq!(decode::<ToBroker>(&bytes_of(&message)).unwrap(), message);
+        }
     }
 
     #[test]

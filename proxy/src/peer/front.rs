@@ -33,8 +33,15 @@ impl Speaks for FrontProtocol {
             FromBroker::Fetched { request, .. }
             | FromBroker::Offsets { request, .. }
             | FromBroker::Plan { request, .. } => Some(*request),
-            FromBroker::Produced { .. } | FromBroker::Welcome { .. } | FromBroker::Refused(_) => None,
+            FromBroker::Produced { .. }
+            | FromBroker::Welcome { .. }
+            | FromBroker::Refused(_)
+            | FromBroker::Leaving => None,
         }
+    }
+
+    fn leaves(message: &FromBroker) -> bool {
+        matches!(message, FromBroker::Leaving)
     }
 
     fn cancel(request: u64) -> Option<ToBroker> {

@@ -59,6 +59,8 @@ pub(crate) trait Speaks: Protocol {
     fn greeted(answer: Self::Down, peer: Self::Peer) -> Result<(), String>;
     /// The request that a message answers here, none where it is an event.
     fn answers(message: &Self::Down) -> Option<u64>;
+    /// True where the peer says that it will end the session: it takes no request any more.
+    fn leaves(message: &Self::Down) -> bool;
     /// Withdraws a request.
     fn cancel(request: u64) -> Option<Self::Up>;
     /// The same message as part of a trace.
@@ -433,6 +435,10 @@ async fn receive<P: Speaks>(
                     }
                 }
                 None => {
+                    if P::leaves(&message) {
+                        // Whoever waits asks again elsewhere; dropping the senders tells them.
+                        session.waiting.lock().take();
+                    }
                     shared
                         .tell(session.peer, generation, PeerEventKind::Message(message))
                         .await

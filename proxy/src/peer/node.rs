@@ -50,6 +50,10 @@ impl Speaks for ReplicaProtocol {
         }
     }
 
+    fn leaves(_: &FromNode) -> bool {
+        false
+    }
+
     fn cancel(_: u64) -> Option<ToNode> {
         None
     }

@@ -52,6 +52,11 @@ pub(crate) enum Action<R> {
         produce: Produce,
         trace: Option<Box<TraceContext>>,
     },
+    /// Tell the broker that this session brings nothing more.
+    Goodbye {
+        broker: BrokerId,
+        generation: u64,
+    },
     /// Make a session; an event tells how it went.
     Connect(BrokerId, Arc<str>),
     /// Ask where a topic is; `on_located` takes the answer.
@@ -63,6 +68,8 @@ struct SessionState {
     /// None while there is no session.
     generation: Option<u64>,
     connecting: bool,
+    /// The broker will end: it answers what was sent, and gets nothing more.
+    leaving: bool,
     in_flight: usize,
     /// Lanes that could send if the session took more.
     blocked: VecDeque<PartitionId>,
@@ -186,8 +193,26 @@ impl<R> Dispatch<R> {
         let session = self.sessions.entry(broker).or_default();
         session.generation = Some(generation);
         session.connecting = false;
+        session.leaving = false;
         session.in_flight = 0;
         session.blocked.clear();
+        for id in self.lanes_of(broker) {
+            self.advance(now, id);
+        }
+    }
+
+    /// The broker says that it will end: what was sent is answered, what comes next looks for a new owner.
+    pub(crate) fn on_leaving(&mut self, now: Duration, broker: BrokerId, generation: u64) {
+        let Some(session) = self
+            .sessions
+            .get_mut(&broker)
+            .filter(|session| session.generation == Some(generation))
+        else {
+            return;
+        };
+        session.leaving = true;
+        session.blocked.clear();
+        self.actions.push(Action::Goodbye { broker, generation });
         for id in self.lanes_of(broker) {
             self.advance(now, id);
         }
@@ -438,6 +463,14 @@ impl<R> Dispatch<R> {
             }
             return;
         };
+        if session.leaving {
+            // No batch goes elsewhere before the answers to those that went here.
+            if lane.in_flight() == 0 {
+                Self::rest(lane, now, true, &*self.random);
+                self.retries.elsewhere += 1;
+            }
+            return;
+        }
         let budget = SESSION_IN_FLIGHT_MAX.saturating_sub(session.in_flight);
         let sent = lane.pump(now, budget, &mut self.next, &mut self.steps);
         session.in_flight += sent;

@@ -146,6 +146,9 @@ impl Driver {
                         };
                         work.send(broker, generation, message);
                     }
+                    Action::Goodbye { broker, generation } => {
+                        work.send(broker, generation, ToBroker::Goodbye);
+                    }
                     Action::Connect(broker, address) => {
                         if let Standing::Resting(reason) = self.pool.ensure(broker, &address) {
                             work.dispatch.on_down(self.clock.monotonic(), broker, 0, &reason);
@@ -195,6 +198,9 @@ impl Work {
             }
             PeerEventKind::Message(FromBroker::Produced { request, result }) => {
                 self.dispatch.on_answer(now, broker, request, result);
+            }
+            PeerEventKind::Message(FromBroker::Leaving) => {
+                self.dispatch.on_leaving(now, broker, generation);
             }
             PeerEventKind::Message(other) => {
                 tracing::warn!(%broker, message = ?other, "broker sent what was not asked for");

@@ -60,6 +60,8 @@ struct Bench {
     answers: BTreeMap<u32, Result<Offset, Failure>>,
     connects: Vec<BrokerId>,
     locates: usize,
+    /// Sessions that were told goodbye.
+    goodbyes: Vec<u64>,
 }
 
 impl Bench {
@@ -71,6 +73,7 @@ impl Bench {
             answers: BTreeMap::new(),
             connects: Vec::new(),
             locates: 0,
+            goodbyes: Vec::new(),
         }
     }
 
@@ -92,7 +95,13 @@ impl Bench {
                         "{reply} was answered twice"
                     );
                 }
-                Action::Send { produce, .. } => self.sent.push(produce),
+                Action::Send {
+                    generation, produce, ..
+                } => {
+                    assert!(!self.goodbyes.contains(&generation), "sent after the goodbye");
+                    self.sent.push(produce);
+                }
+                Action::Goodbye { generation, .. } => self.goodbyes.push(generation),
                 Action::Connect(broker, _) => self.connects.push(broker),
                 Action::Locate(_) => self.locates += 1,
             }
@@ -107,6 +116,11 @@ impl Bench {
     fn down(&mut self, broker: u32, generation: u64) {
         self.dispatch
             .on_down(self.now, BrokerId(broker), generation, "cut");
+        self.settle();
+    }
+
+    fn leaving(&mut self, broker: u32, generation: u64) {
+        self.dispatch.on_leaving(self.now, BrokerId(broker), generation);
         self.settle();
     }
 
@@ -277,6 +291,38 @@ fn a_lost_connection_leaves_plain_batches_unknown_and_repeats_idempotent_ones_in
 }
 
 #[test]
+fn a_broker_that_leaves_answers_what_was_sent_and_gets_nothing_more() {
+    let mut bench = Bench::connected();
+    bench.up(2, 2);
+    (1..=2).for_each(|id| bench.batch(id, 1, None));
+    bench.leaving(1, 1);
+    bench.batch(3, 1, None);
+    assert_eq!((bench.sent.len(), bench.goodbyes.as_slice()), (2, &[1][..]));
+    bench.answer(0, Ok(10));
+    assert_eq!(bench.locates, 0, "the next owner waits for the other answer");
+    bench.answer(1, Err(ErrorCode::NotOwner));
+    bench.pass(Duration::from_secs(1));
+    bench.located(Some(owner(1, 1)));
+    bench.pass(Duration::from_secs(1));
+    bench.down(1, 1);
+    bench.pass(Duration::from_secs(1));
+    bench.located(Some(owner(2, 2)));
+    assert_eq!(bench.order(2), [2, 3]);
+    assert_eq!(bench.answers.len(), 1);
+    assert_eq!(bench.answers[&1], Ok(Offset(10)));
+}
+
+#[test]
+fn the_goodbye_of_an_earlier_session_changes_nothing() {
+    let mut bench = Bench::connected();
+    bench.down(1, 1);
+    bench.up(1, 2);
+    bench.leaving(1, 1);
+    bench.batch(1, 1, None);
+    assert_eq!((bench.sent.len(), bench.goodbyes.len()), (1, 0));
+}
+
+#[test]
 fn an_answer_of_a_session_that_has_ended_changes_nothing() {
     let mut bench = Bench::connected();
     bench.batch(1, 1, Some(9));
@@ -419,6 +465,15 @@ impl Log {
     }
 }
 
+/// How many outcomes were answered as unknown.
+fn unknown_of(bench: &Bench) -> usize {
+    let answers = bench.answers.values();
+    let failures = answers.filter_map(|answer| answer.as_ref().err());
+    failures
+        .filter(|failure| failure.retry() == RetryClass::Unknown)
+        .count()
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Batch(u8),
@@ -429,6 +484,8 @@ enum Step {
     /// It takes it and says that it does not know.
     Lose,
     Reconnect,
+    /// It leaves: it takes what it has received or no longer owns it, and comes back as another.
+    Leave,
     Locate,
     NoOwner,
     Pass(u8),
@@ -441,6 +498,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0_u8..4).prop_map(Step::Refuse),
         1 => Just(Step::Lose),
         1 => Just(Step::Reconnect),
+        1 => Just(Step::Leave),
         3 => Just(Step::Locate),
         1 => Just(Step::NoOwner),
         2 => (1_u8..200).prop_map(Step::Pass),
@@ -519,6 +577,30 @@ proptest! {
                     }
                     arrived = bench.sent.len();
                     bench.down(1, generation);
+                    generation += 1;
+                    epoch += 1;
+                    bench.up(1, generation);
+                }
+                (Step::Leave, _) => {
+                    bench.leaving(1, generation);
+                    bench.pass(Duration::from_millis(random.range(0, 20)));
+                    bench.located(Some(owner(1, epoch)));
+                    let takes = random.range(0, 4);
+                    for nth in 0_u64.. {
+                        let Some(produce) = bench.sent.get(arrived).cloned() else { break };
+                        let (source, number) = batches[u32::from_le_bytes(produce.batch[..4].try_into().unwrap()) as usize];
+                        let result = if nth < takes && produce.epoch == Epoch(epoch) {
+                            log.take(source, number, source < 2)
+                        } else {
+                            Err(failure(ErrorCode::NotOwner))
+                        };
+                        arrived += 1;
+                        bench.dispatch.on_answer(bench.now, BrokerId(1), produce.request, result);
+                        bench.settle();
+                    }
+                    let unknown = unknown_of(&bench);
+                    bench.down(1, generation);
+                    prop_assert_eq!(unknown_of(&bench), unknown, "a broker that leaves puts nothing in doubt");
                     generation += 1;
                     epoch += 1;
                     bench.up(1, generation);
