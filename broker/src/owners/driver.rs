@@ -31,6 +31,7 @@ use super::serve::not_owner;
 use super::silence::Silence;
 use super::topics::Topics;
 use super::traces::Traces;
+use super::turns::Turns;
 use crate::metrics::{BrokerMetrics, Request};
 use crate::objects::Objects;
 use crate::partition::{Action, Config, Context, Nodes, Owner, Produce, Stored, Ticket};
@@ -107,6 +108,7 @@ pub struct Driver {
     pub(super) touched: HashSet<PartitionId>,
     visible: HashSet<PartitionId>,
     fences: HashMap<NodeId, Vec<FenceItem>>,
+    pub(super) turns: Turns,
     pub(super) cached_bytes: u64,
     /// When the next census is due.
     pub(super) census_at_ms: u64,
@@ -144,6 +146,7 @@ impl Driver {
             touched: HashSet::new(),
             visible: HashSet::new(),
             fences: HashMap::new(),
+            turns: Turns::default(),
             cached_bytes: 0,
             census_at_ms: 0,
             taking: HashMap::new(),
@@ -216,6 +219,9 @@ impl Driver {
             out: &mut out,
         };
         act(owner, &mut ctx);
+        if !std::mem::replace(&mut owner.awake, true) {
+            self.turns.wake(partition);
+        }
         self.cached_bytes = self.cached_bytes + owner.cache().bytes() - cached;
         for action in out.drain(..) {
             self.carry_out(partition, action);
@@ -369,10 +375,7 @@ impl Driver {
     }
 
     fn on_tick(&mut self) {
-        let partitions: Vec<_> = self.owners.keys().copied().collect();
-        for partition in partitions {
-            self.with_owner(partition, |owner, ctx| owner.on_tick(ctx));
-        }
+        self.tick_owners();
         for sent in self.calls.fail(None, self.now_ms) {
             self.on_call_failed(sent);
         }
@@ -589,7 +592,9 @@ impl Driver {
         };
         let topic = self.topics.newest(record.topic, topic, topic_revision);
         let config = self.config_of(&topic);
-        let owner = Owner::new(config, self.settings.records.me, record, revision, &mut ctx);
+        let mut owner = Owner::new(config, self.settings.records.me, record, revision, &mut ctx);
+        owner.awake = true;
+        self.turns.wake(partition);
         if let Some(older) = self.owners.insert(partition, owner) {
             self.cached_bytes -= older.cache().bytes();
         }

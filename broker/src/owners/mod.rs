@@ -12,6 +12,7 @@
 //! 9. [`forces`]: takeovers that are not over, and those that an operator ends.
 //! 10. [`silence`]: what is owned while the metadata store does not answer.
 //! 11. [`census`]: what all of them have and how it is, for metrics.
+//! 12. [`turns`]: who is told that time passes, and how often.
 //!
 //! One task owns it all, so nothing is locked; awaiting happens in its loop only.
 
@@ -31,6 +32,7 @@ mod serve;
 mod silence;
 mod topics;
 mod traces;
+mod turns;
 
 pub use driver::{Driver, Settings};
 pub use message::{Command, Declared, Forced, Outbox, Summary, Taking};

@@ -11,6 +11,7 @@ use forebay_record::batch::Header;
 use super::action::{Action, Context};
 use super::change::sealed;
 use super::owner::{Owner, Phase};
+use super::writer::Writer;
 
 impl Owner {
     /// Time passes.
@@ -41,6 +42,22 @@ impl Owner {
         self.tend_past(ctx);
         self.tend_repairs(ctx);
         self.tend_losses(ctx);
+    }
+
+    /// True while something here waits, for an answer or for time: the owner is to be ticked often.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        let settled = |writer: &Writer| writer.is_complete() && !writer.is_degraded();
+        !matches!(self.phase, Phase::Serving)
+            || self.storing.is_some()
+            || self.next.is_some()
+            || self.announce_at_ms.is_some()
+            || !self.staged.is_empty()
+            || !self.pending.is_empty()
+            || !self.waiting.is_empty()
+            || !self.echoes.is_empty()
+            || !self.trailing.is_empty()
+            || !self.linked.as_ref().is_none_or(settled)
     }
 
     /// Answers those whose time is up. What may have been staged is of unknown outcome.

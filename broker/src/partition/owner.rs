@@ -220,6 +220,8 @@ pub struct Owner {
     pub(super) open_away: Option<(SegmentId, u64)>,
     pub(super) announce_at_ms: Option<u64>,
     pub(super) visible: Offset,
+    /// Kept by whoever drives the owner: it is ticked often.
+    pub awake: bool,
 }
 
 impl Owner {
@@ -266,6 +268,7 @@ impl Owner {
             open_away: None,
             announce_at_ms: None,
             visible: start,
+            awake: false,
         };
         owner.recover(ctx);
         owner
