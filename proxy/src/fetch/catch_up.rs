@@ -3,7 +3,8 @@
 //!
 //! Each segment is read up to the bound that was stated for it and for no other (I13, I14). A
 //! replica that does not have the bytes sends the reader to the next one, then for a new plan,
-//! a bounded number of times; it never means that the log ends (I15, I23). Plans are kept for
+//! a bounded number of times; it never means that the log ends (I15, I23). A place that no plan helps to
+//! read rests between two tries ([`super::trouble`]). Plans are kept for
 //! [`PLAN_FRESH_FOR`], so that a consumer far behind costs the owner next to nothing.
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use parking_lot::Mutex;
 
 use super::cold::Cold;
 use super::plan::{self, Next, Place};
+use super::trouble::Troubles;
 use crate::membership::Membership;
 use crate::metrics::ProxyMetrics;
 use crate::peer::Pool;
@@ -33,7 +35,7 @@ use crate::routes::Owner;
 /// How long a plan is used without asking again.
 const PLAN_FRESH_FOR: Duration = Duration::from_secs(5);
 const PLANS_MAX: usize = 8192;
-/// Plans tried for one read.
+/// Further plans tried for one read, none where the last read of the same place failed.
 const ROUNDS_MAX: u32 = 4;
 pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(3);
 const OWNER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,6 +79,7 @@ pub(crate) struct CatchUp {
     pub metrics: ProxyMetrics,
     cold: Option<Cold>,
     plans: Mutex<HashMap<PartitionId, Known>>,
+    troubles: Mutex<Troubles>,
     /// Spreads reads over replicas.
     turn: AtomicUsize,
     /// Replicas here are read first; none where the zone is not known.
@@ -93,7 +96,7 @@ impl CatchUp {
         metrics: ProxyMetrics,
         cold: Option<Cold>,
     ) -> Self {
-        let (plans, turn) = (Mutex::default(), AtomicUsize::new(0));
+        let (plans, troubles, turn) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
         Self {
             fronts,
             nodes,
@@ -103,6 +106,7 @@ impl CatchUp {
             metrics,
             cold,
             plans,
+            troubles,
             turn,
             zone: None,
         }
@@ -141,6 +145,24 @@ impl CatchUp {
     ///
     /// Cancel safety: may be dropped at any await; requests under way are withdrawn.
     pub(crate) async fn read(
+        &self,
+        owner: &Owner,
+        partition: PartitionId,
+        from: Offset,
+        max_bytes: u32,
+    ) -> Result<Caught, Failure> {
+        let place = (partition, from);
+        if let Some(failure) = self.troubles.lock().rests(place, self.clock.monotonic()) {
+            return Err(failure);
+        }
+        let read = self.try_read(owner, partition, from, max_bytes).await;
+        if read.is_ok() {
+            self.troubles.lock().over(place);
+        }
+        read
+    }
+
+    async fn try_read(
         &self,
         owner: &Owner,
         partition: PartitionId,
@@ -206,7 +228,10 @@ impl CatchUp {
             };
             // Whatever the plan said did not help: forget it.
             self.plans.lock().remove(&partition);
-            if backoff.wait().await.is_err() {
+            let place = (partition, from);
+            if self.troubles.lock().knows(place) || backoff.wait().await.is_err() {
+                let now = self.clock.monotonic();
+                self.troubles.lock().failed(place, failure.clone(), now);
                 return Err(failure);
             }
             tracing::debug!(%partition, %from, %failure, "reading with a new plan");

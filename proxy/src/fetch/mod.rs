@@ -15,6 +15,7 @@ pub(crate) mod catch_up;
 pub(crate) mod cold;
 pub(crate) mod lookup;
 pub(crate) mod plan;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -362,4 +362,13 @@ async fn when_no_replica_helps_a_new_plan_is_asked_for_and_damage_everywhere_is_
     }
     let error = done(task).await.partitions[0].error.clone().unwrap();
     assert_eq!(error.code(), ErrorCode::CorruptLog, "{}", error.message);
+
+    // What failed with five plans is asked for with one, after a rest.
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    let task = fetching(&cluster, ask(&[(0, 30)], 1, 0));
+    let fetch = talk.fetch().await;
+    talk.fetched(&fetch, behind()).await;
+    talk.plan(plan(vec![segment(3, 30, 40, true)])).await;
+    let error = done(task).await.partitions[0].error.clone().unwrap();
+    assert_eq!(error.code(), ErrorCode::CorruptLog, "{}", error.message);
 }
