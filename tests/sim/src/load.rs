@@ -13,6 +13,7 @@ use forebay_client::{
     StartPosition,
 };
 use forebay_history::{Event, Produced, Value};
+use forebay_runtime::clock::Clock as _;
 use forebay_runtime::random::{Random, SeededRandom};
 use tokio::task::JoinSet;
 
@@ -143,7 +144,8 @@ async fn session(
         let sent = producer.send(
             ProducerRecord::new(TOPIC, &bytes)
                 .key(key.as_bytes())
-                .partition(number),
+                .partition(number)
+                .timestamp_ms(world.clock.now_unix_ms()),
         );
         match sent.await {
             Ok(delivery) => {
@@ -201,7 +203,7 @@ pub async fn follow(world: World, number: u32, numbers: Arc<Numbers>, stop: Arc<
 
 /// Goes on at the log's beginning where retention has passed a reader.
 async fn skip_what_went(world: &World, client: &Client, from: &mut BTreeMap<u32, u64>) {
-    if world.options.retention_bytes.is_none() {
+    if world.options.retention.is_none() {
         return;
     }
     let wanted = (0..world.options.partitions).map(|of| (TOPIC.to_owned(), of, StartPosition::Earliest));

@@ -28,7 +28,7 @@ use crate::{loss, rest, restore};
 const RECOVERY: Duration = Duration::from_secs(180);
 
 /// The limit of a partition's bytes.
-const RETENTION: &str = "retention.bytes";
+const RETENTION: [&str; 2] = ["retention.ms", "retention.bytes"];
 
 /// What became of a seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -135,10 +135,6 @@ async fn drive(world: &World) -> anyhow::Result<()> {
     let chains = tokio::spawn(watch_chains(world.clone()));
     let hosts = hosts(world);
     let admin = load::reach(world, "admin", 0).await?.admin();
-    let retention = match world.options.retention_bytes {
-        Some(bytes) => bytes.to_string(),
-        None => "-1".to_owned(),
-    };
     let config = [
         ("segment.bytes", "1048576"),
         (
@@ -153,13 +149,17 @@ async fn drive(world: &World) -> anyhow::Result<()> {
             "forebay.offload",
             if world.options.offload { "true" } else { "false" },
         ),
-        ("retention.ms", "-1"),
-        (RETENTION, retention.as_str()),
     ];
-    let config = config
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+    let unlimited = RETENTION.iter().map(|key| (*key, "-1"));
+    let mut config: BTreeMap<_, _> = config
+        .into_iter()
+        .chain(unlimited)
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
+    if let Some(limit) = world.options.retention {
+        let (key, value) = limit.config();
+        config.insert(key.to_owned(), value);
+    }
     admin
         .create_topic(TOPIC, world.options.partitions, config)
         .await
@@ -207,7 +207,7 @@ async fn drive(world: &World) -> anyhow::Result<()> {
         while let Some(ended) = readers.join_next().await {
             ended.context("a reader panicked")?;
         }
-        if world.options.retention_bytes.is_some() {
+        if world.options.retention.is_some() {
             keep_all(&admin).await?;
         }
         load::scan_all(world, &numbers).await;
@@ -234,7 +234,10 @@ async fn drive(world: &World) -> anyhow::Result<()> {
 
 /// Retention ends before all is read, or two readers would find two beginnings.
 async fn keep_all(admin: &Admin) -> anyhow::Result<()> {
-    let unlimited = BTreeMap::from([(RETENTION.to_owned(), "-1".to_owned())]);
+    let unlimited: BTreeMap<_, _> = RETENTION
+        .iter()
+        .map(|key| ((*key).to_owned(), "-1".to_owned()))
+        .collect();
     while let Err(error) = admin
         .alter_topic_config(TOPIC, unlimited.clone(), Vec::new())
         .await

@@ -18,7 +18,7 @@ use crate::disks::Disks;
 use crate::host::{Host, HostId, Running};
 use crate::network::Network;
 use crate::objects::Objects;
-use crate::retention::Allowed;
+use crate::retention::{Allowed, Limit};
 use crate::scenes::Scene;
 use crate::time::SimClock;
 
@@ -52,8 +52,8 @@ pub struct Options {
     pub restore: bool,
     /// At the end a segment loses two of its three replicas for good, and an operator ends it by force.
     pub quorum_lost: bool,
-    /// Most bytes of a partition, where there is such a limit.
-    pub retention_bytes: Option<u64>,
+    /// What the topic keeps, where there is such a limit.
+    pub retention: Option<Limit>,
     /// How long garbage of the object store stays.
     pub garbage_grace: Duration,
     /// How often it is looked for.
@@ -87,7 +87,11 @@ impl Options {
             options.garbage_grace = Duration::from_secs(24 * 3600);
         } else {
             options.quorum_lost = lost;
-            options.retention_bytes = limited.then_some(most);
+            let limit = match random.range(0, 2) {
+                0 => Limit::Bytes(most),
+                _ => Limit::Time(Duration::from_millis(random.range(1_000, 15_000))),
+            };
+            options.retention = limited.then_some(limit);
         }
         options
     }
@@ -109,7 +113,7 @@ impl Default for Options {
             offload: false,
             restore: false,
             quorum_lost: false,
-            retention_bytes: None,
+            retention: None,
             garbage_grace: Duration::from_millis(500),
             garbage_every: Duration::from_secs(2),
             scene: None,
@@ -191,10 +195,11 @@ impl World {
 
     /// Notes an event.
     pub fn note(&self, event: Event) {
-        let at = u64::try_from(self.clock.monotonic().as_micros()).unwrap_or(u64::MAX);
+        let now = self.clock.monotonic();
+        let at = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         let mut shared = self.shared.lock();
-        if let Some(most) = self.options.retention_bytes
-            && let Some(allowed) = shared.allowed.on_event(&event, most)
+        if let Some(limit) = self.options.retention
+            && let Some(allowed) = shared.allowed.on_event(&event, limit, now)
         {
             shared.history.push(at, allowed);
         }
@@ -279,8 +284,11 @@ impl World {
         nodes.collect()
     }
 
-    /// Makes the wall clock of a process jump.
+    /// Makes the wall clock of a process jump, where no limit goes by it.
     pub fn jump_clock(&self, host: HostId, by_ms: i64) {
+        if matches!(self.options.retention, Some(Limit::Time(_))) {
+            return;
+        }
         if let Some(up) = self.shared.lock().up.get(&host) {
             up.clock.jump(by_ms);
         }
