@@ -289,9 +289,7 @@ impl Core {
         self.write_notes(For::Note);
         for frame in frames {
             let header = frame.header();
-            if !self.parts.replica.is_small_enough(header) {
-                return Err(NodeFailure::Corrupt);
-            }
+            self.parts.replica.check_size(header)?;
             self.make_room_to_copy(header.frame_len().max(NOTE_LEN_MAX))?;
             if self.parts.replica.copy_frame(copy, frame)? {
                 let position = self.parts.writer.push(header, frame.payload());

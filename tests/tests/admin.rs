@@ -435,6 +435,8 @@ async fn every_command_speaks_json_and_says_by_its_exit_code_how_it_went() {
     assert_eq!(node["state"], "ACTIVE");
     assert!(node["capacity_bytes"].as_u64().unwrap() >= node["status"]["journal_bytes"].as_u64().unwrap());
     assert!(node["last_contact_ms"].as_i64().unwrap() > 0);
+    let largest = node["frame_bytes_max"].as_u64().unwrap();
+    assert!(largest >= 1 << 20 && largest < node["capacity_bytes"].as_u64().unwrap());
     let roles = status["processes"][0]["roles"].as_array().unwrap();
     for role in ["proxy", "broker 1", "storage 1", "controller"] {
         assert!(roles.contains(&json!(role)), "{role}: {roles:?}");

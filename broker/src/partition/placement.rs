@@ -47,7 +47,8 @@ pub fn choose(
 }
 
 /// Chooses a node that takes the place of one replica of a sealed segment: not one of the others, and
-/// in a zone that none of the others is in, where there is such a node. None where no node can.
+/// in a zone that none of the others is in, where there is such a node, and one that takes frames as large
+/// as those who have the segment, where there is a choice. None where no node can.
 #[must_use]
 pub fn replace(
     segment: &Segment,
@@ -61,13 +62,26 @@ pub fn replace(
         .map(|view| view.zone.as_str())
         .filter(|zone| !zone.is_empty())
         .collect();
+    let largest = segment
+        .replicas
+        .iter()
+        .filter_map(|(node, _)| nodes.get(node)?.frame_bytes_max)
+        .max();
+    let is_small = |view: &NodeView| view.frame_bytes_max < largest;
     nodes
         .iter()
         .filter(|(id, view)| {
             let taken = others().any(|(node, _)| node == *id) || lost == (**id, view.generation);
             !taken && is_usable(**id, view, avoid)
         })
-        .min_by_key(|(id, view)| (zones.contains(view.zone.as_str()), rank(segment.id, **id), **id))
+        .min_by_key(|(id, view)| {
+            (
+                zones.contains(view.zone.as_str()),
+                is_small(view),
+                rank(segment.id, **id),
+                **id,
+            )
+        })
         .map(|(id, view)| (*id, view.generation))
 }
 
@@ -169,6 +183,13 @@ mod tests {
             let avoid = BTreeSet::from([NodeId(6), NodeId(7)]);
             let (chosen, _) = replace(&sealed, lost, &all, &avoid).unwrap();
             assert!([NodeId(4), NodeId(5)].contains(&chosen), "{chosen}");
+            // Larger frames may be in it than one of two equals takes.
+            let mut uneven = all.clone();
+            for (id, view) in &mut uneven {
+                view.frame_bytes_max = Some(if *id == NodeId(6) { 500 } else { 900 });
+            }
+            let (chosen, _) = replace(&sealed, lost, &uneven, &none).unwrap();
+            assert_eq!(chosen, NodeId(7));
             // The same node again, after it lost what it had.
             let mut reborn = nodes(&["a", "b", "c"]);
             assert_eq!(replace(&sealed, lost, &reborn, &none), None);

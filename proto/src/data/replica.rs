@@ -109,6 +109,8 @@ pub enum NodeFailure {
     ObjectStore,
     /// The segment is held here, and not as a copy of the asking owner's that may go on.
     Held,
+    /// A frame has more bytes of batches than the node's journal files take.
+    TooLarge(u64),
 }
 
 /// What a reader may see of a segment.

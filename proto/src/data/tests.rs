@@ -244,6 +244,10 @@ fn from_node(payload: Vec<u8>) -> Vec<FromNode> {
             request: 10,
             result: Err(NodeFailure::Held),
         },
+        FromNode::Copied {
+            request: 11,
+            result: Err(NodeFailure::TooLarge(655_272)),
+        },
         FromNode::Urge(vec![segment(), segment()]),
         FromNode::Damaged(vec![segment(), segment()]),
     ]

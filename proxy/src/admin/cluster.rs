@@ -276,6 +276,7 @@ impl AdminHandler {
             status,
             last_contact_ms: self.contacts.last(id),
             capacity_bytes: node.capacity_bytes,
+            frame_bytes_max: node.frame_bytes_max,
         }
     }
 

@@ -108,7 +108,8 @@ pub(crate) const fn after(failure: NodeFailure) -> Next {
         | NodeFailure::Failed
         | NodeFailure::Overloaded
         | NodeFailure::ObjectStore
-        | NodeFailure::Held => Next::Elsewhere,
+        | NodeFailure::Held
+        | NodeFailure::TooLarge(_) => Next::Elsewhere,
     }
 }
 

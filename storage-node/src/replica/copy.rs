@@ -78,7 +78,8 @@ impl Replica {
     ///
     /// # Errors
     /// [`NodeFailure::Behind`] where frames before it are missing, [`NodeFailure::Corrupt`] where it
-    /// contradicts what is held or reaches beyond the sealed end.
+    /// contradicts what is held or reaches beyond the sealed end, [`NodeFailure::TooLarge`] where no file
+    /// takes it.
     pub fn copy_frame(&mut self, copy: &CopyRequest, frame: &CheckedFrame) -> Result<bool, NodeFailure> {
         let header = frame.header();
         let held = self
@@ -97,11 +98,11 @@ impl Replica {
         if header.number > held.staged.frames {
             return Err(NodeFailure::Behind(held.staged.tail));
         }
+        self.check_size(header)?;
         let continues = header.prev_hash == held.staged.hash
             && header.token == held.token
             && header.first == held.staged.tail
             && header.end <= copy.until
-            && self.is_small_enough(header)
             && (header.kind == FrameKind::Open) == (header.number == 0);
         if !continues {
             return Err(NodeFailure::Corrupt);

@@ -21,7 +21,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use forebay_proto::data::replica::{Ack, FromNode};
+use forebay_proto::data::replica::{Ack, FromNode, NodeFailure};
 use forebay_record::frame::{ChainHash, FrameHeader};
 use forebay_record::{Epoch, Generation, NodeId, Offset, SegmentId, Token};
 use forebay_runtime::mutant::{self, Mutant};
@@ -288,6 +288,20 @@ impl Replica {
     #[must_use]
     pub const fn is_small_enough(&self, header: &FrameHeader) -> bool {
         header.payload_len as usize <= self.limits.frame_bytes_max
+    }
+
+    /// The same for a frame of a copy.
+    ///
+    /// # Errors
+    /// Says what would be taken.
+    pub fn check_size(&self, header: &FrameHeader) -> Result<(), NodeFailure> {
+        if self.is_small_enough(header) {
+            return Ok(());
+        }
+        tracing::warn!(segment = %header.segment, bytes = header.payload_len,
+            frame_bytes_max = self.limits.frame_bytes_max,
+            "a copy is refused: the journal files are too small for its frames (storage.journal_file_bytes)");
+        Err(NodeFailure::TooLarge(self.limits.frame_bytes_max as u64))
     }
 
     /// A note of committed offsets that are not in the journal yet, at most [`COMMITTED_MAX`].

@@ -589,6 +589,27 @@ fn a_copy_takes_nothing_beyond_the_sealed_end_and_no_other_history() {
 }
 
 #[test]
+fn a_copy_with_a_frame_that_no_file_takes_is_refused_by_its_size() {
+    let limits = Limits {
+        frame_bytes_max: 61 + 5_000,
+        ..LIMITS
+    };
+    let (mut replica, mut writer) = (Replica::new(NODE, GENERATION, limits), Writer::new(1, 10));
+    let frames = [
+        writer.open(),
+        writer.data_of_len(3, 5_000),
+        writer.data_of_len(2, 5_001),
+    ];
+    let copy = copy_of(&writer, 15, 9);
+    let refused = take_copy(&mut replica, PEER, &copy, &frames);
+    assert_eq!(refused, Err(NodeFailure::TooLarge(61 + 5_000)));
+    assert_eq!(
+        take_copy(&mut replica, PEER, &copy, &[]).unwrap().tail,
+        Offset(13)
+    );
+}
+
+#[test]
 fn a_copy_that_was_left_stays_in_limbo_and_is_not_gone_on_with() {
     let (mut replica, mut writer) = (replica(), Writer::new(1, 10));
     let frames = [writer.open(), writer.data(3), writer.data(2)];

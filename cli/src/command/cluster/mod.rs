@@ -238,6 +238,7 @@ mod tests {
             state: state.to_owned(),
             last_contact_ms: status.is_some().then_some(1_700_000_000_123),
             capacity_bytes: 20 << 20,
+            frame_bytes_max: 0,
             status,
         };
         let broker = |id, summary: Option<v1::BrokerSummary>| v1::BrokerDescription {

@@ -149,6 +149,9 @@ pub struct StorageNode {
     pub boot: u64,
     /// Most bytes that its journal may take.
     pub capacity_bytes: u64,
+    /// Bytes of batches in the largest frame that its journal files take: no larger batch is taken by the
+    /// cluster. None where it did not say.
+    pub frame_bytes_max: Option<u64>,
     /// When the proxy that was asked last had an answer of it, milliseconds since 1970.
     pub last_contact_ms: Option<i64>,
     /// None where the node could not be asked.
@@ -336,6 +339,7 @@ impl From<v1::StorageNodeDescription> for StorageNode {
             generation: node.generation,
             boot: node.boot,
             capacity_bytes: node.capacity_bytes,
+            frame_bytes_max: (node.frame_bytes_max > 0).then_some(node.frame_bytes_max),
             last_contact_ms: node.last_contact_ms,
             status: node.status.map(status),
         }

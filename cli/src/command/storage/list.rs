@@ -47,9 +47,21 @@ pub async fn describe(args: DescribeArgs, admin: &Admin) -> anyhow::Result<()> {
             count => format!("{} have no other copy that can be reached\n", grouped(count)),
         };
         let nodes = render(std::slice::from_ref(&found.node));
+        let largest = found.node.frame_bytes_max.map(largest).unwrap_or_default();
         let health = found.node.status.as_ref().map(health).unwrap_or_default();
-        format!("{nodes}\npartitions need {} of it\n{sole}{health}", found.left())
+        format!(
+            "{nodes}\npartitions need {} of it\n{sole}{largest}{health}",
+            found.left()
+        )
     })
+}
+
+/// What its journal files take.
+fn largest(bytes: u64) -> String {
+    format!(
+        "its journal files take batches of up to {} bytes\n",
+        grouped(bytes)
+    )
 }
 
 /// What is known of the bytes on its disk.

@@ -321,6 +321,7 @@ fn put_result<T>(out: &mut Encoder, result: &Result<T, NodeFailure>) {
         Err(NodeFailure::Overloaded) => (6, 0),
         Err(NodeFailure::ObjectStore) => (7, 0),
         Err(NodeFailure::Held) => (8, 0),
+        Err(NodeFailure::TooLarge(bytes_max)) => (9, *bytes_max),
     };
     out.u8(number).u64(detail);
 }
@@ -344,6 +345,7 @@ fn result<T>(
         6 => NodeFailure::Overloaded,
         7 => NodeFailure::ObjectStore,
         8 => NodeFailure::Held,
+        9 => NodeFailure::TooLarge(detail),
         other => return Err(reader.value("result", u64::from(other))),
     }))
 }
