@@ -39,6 +39,7 @@ mod trim;
 mod uploads;
 
 use super::*;
+use crate::disk::RealFolders;
 use crate::testing::{GENERATION, NODE, Writer, batch, segment};
 
 const DEADLINE: Duration = Duration::from_secs(20);
