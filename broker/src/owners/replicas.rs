@@ -94,6 +94,7 @@ impl Driver {
                 connected: false,
                 leaving: false,
                 frame_bytes_max: None,
+                heard_ms: 0,
             },
             session: None,
         });
@@ -116,6 +117,9 @@ impl Driver {
     }
 
     fn on_said(&mut self, node: NodeId, message: FromNode) {
+        if let Some(view) = self.views.get_mut(&node) {
+            view.heard_ms = self.now_ms;
+        }
         match message {
             FromNode::Acks { acks, queue_delay_us } => {
                 self.settings

@@ -49,6 +49,8 @@ pub struct NodeView {
     pub leaving: bool,
     /// Largest frame that it takes, in bytes of batches; none where its record does not say.
     pub frame_bytes_max: Option<u64>,
+    /// When it last said something, milliseconds on the driver's monotonic clock.
+    pub heard_ms: u64,
 }
 
 /// The storage nodes known, by id.

@@ -8,70 +8,14 @@
     clippy::indexing_slicing
 )]
 
-use bytes::Bytes;
-use forebay_meta::model::Partition;
-use forebay_proto::data::front::Acks;
 use forebay_proto::error::Failure;
 use forebay_proto::v1::{ErrorCode, RetryClass};
-use forebay_record::batch::{Builder, Codec};
 use forebay_record::frame::FrameKind;
-use forebay_record::{BrokerId, Epoch, NodeId, Offset, PartitionId, SessionId};
-use uuid::Uuid;
+use forebay_record::{NodeId, Offset};
 
-use super::action::{Action, Context, NodeView, Nodes, Produce, Stored, Ticket};
-use super::case::{context, three_nodes};
-use super::owner::{Config, Owner};
-
-/// Serves a new partition.
-struct Case {
-    owner: Owner,
-    nodes: Nodes,
-}
-
-impl Case {
-    fn new(nodes: Nodes, config: Config) -> Self {
-        let record = Partition::new(PartitionId(1), Uuid::nil(), 0)
-            .grant(BrokerId(1), SessionId(1), 1)
-            .unwrap();
-        let mut out = Vec::new();
-        let owner = Owner::new(config, BrokerId(1), record, 10, &mut context(&nodes, 0, &mut out));
-        assert!(owner.is_serving());
-        Self { owner, nodes }
-    }
-
-    fn act(&mut self, act: impl FnOnce(&mut Owner, &mut Context<'_>)) -> Vec<Action> {
-        let mut out = Vec::new();
-        act(&mut self.owner, &mut context(&self.nodes, 1, &mut out));
-        out
-    }
-
-    /// Produces batches that arrive together; tickets are their numbers.
-    fn produce(&mut self, lens: &[usize]) -> Vec<Action> {
-        let batches: Vec<_> = (1..)
-            .map(Ticket)
-            .zip(lens.iter().map(|len| batch(*len)))
-            .collect();
-        self.act(|owner, ctx| {
-            for (ticket, batch) in batches {
-                let produce = Produce {
-                    ticket,
-                    epoch: Epoch(0),
-                    acks: Acks::All,
-                    deadline_ms: 5_000,
-                    batch,
-                    traced: false,
-                };
-                owner.on_produce(produce, ctx);
-            }
-            owner.flush(ctx);
-        })
-    }
-
-    /// The change of the record that is asked for is stored.
-    fn stored(&mut self) -> Vec<Action> {
-        self.act(|owner, ctx| owner.on_stored(Stored::Done(11), ctx))
-    }
-}
+use super::action::{Action, NodeView, Nodes};
+use super::case::{Serving, three_nodes};
+use super::owner::Config;
 
 /// Nodes 1, 2 and 3, of which the second has small files.
 fn nodes_with_a_small_one() -> Nodes {
@@ -80,20 +24,6 @@ fn nodes_with_a_small_one() -> Nodes {
         nodes.get_mut(&NodeId(node)).unwrap().frame_bytes_max = Some(bytes);
     }
     nodes
-}
-
-/// A batch of exactly this length.
-fn batch(len: usize) -> Bytes {
-    let of = |value: usize| {
-        let mut builder = Builder::new(Codec::None, 64);
-        builder
-            .append(5, None, Some(&vec![7; value]), &[] as &[(&str, Option<&[u8]>)])
-            .unwrap();
-        builder.finish(None).unwrap()
-    };
-    let batch = of(len - (of(len).len() - len));
-    assert_eq!(batch.len(), len);
-    batch
 }
 
 fn answers(actions: &[Action]) -> Vec<(u64, Result<Offset, Failure>)> {
@@ -117,7 +47,7 @@ fn frames(actions: &[Action], to: u32) -> Vec<usize> {
 
 #[test]
 fn a_batch_that_some_node_cannot_take_is_refused_at_once_and_holds_nothing_up() {
-    let mut case = Case::new(nodes_with_a_small_one(), Config::default());
+    let mut case = Serving::new(nodes_with_a_small_one(), Config::default());
     let actions = case.produce(&[300, 1_001, 1_000]);
     let [(2, Err(failure))] = &answers(&actions)[..] else {
         panic!("{actions:?}");
@@ -135,7 +65,7 @@ fn a_batch_that_some_node_cannot_take_is_refused_at_once_and_holds_nothing_up() 
 
 #[test]
 fn nodes_that_say_nothing_set_no_limit() {
-    let mut case = Case::new(three_nodes(), Config::default());
+    let mut case = Serving::new(three_nodes(), Config::default());
     assert_eq!(frames(&case.produce(&[100_000]), 1), [100_000]);
 }
 
@@ -145,7 +75,7 @@ fn the_topics_own_limit_is_named_where_it_is_exceeded_as_well() {
         batch_bytes_max: 2_000,
         ..Config::default()
     };
-    let mut case = Case::new(nodes_with_a_small_one(), config);
+    let mut case = Serving::new(nodes_with_a_small_one(), config);
     let failure = answers(&case.produce(&[2_001])).remove(0).1.unwrap_err();
     assert_eq!(failure.code, ErrorCode::BatchTooLarge);
     assert!(failure.message.contains("at most 2000"), "{}", failure.message);
@@ -153,7 +83,7 @@ fn the_topics_own_limit_is_named_where_it_is_exceeded_as_well() {
 
 #[test]
 fn batches_that_come_together_go_in_frames_that_every_node_takes() {
-    let mut case = Case::new(nodes_with_a_small_one(), Config::default());
+    let mut case = Serving::new(nodes_with_a_small_one(), Config::default());
     let actions = case.produce(&[400, 400, 400, 600, 1_000, 200]);
     assert_eq!(frames(&actions, 1), [800, 1_000, 1_000, 200]);
 }
@@ -164,7 +94,7 @@ fn a_batch_that_waited_is_refused_where_a_smaller_node_came_meanwhile() {
         window_bytes: 100,
         ..Config::default()
     };
-    let mut case = Case::new(three_nodes(), config);
+    let mut case = Serving::new(three_nodes(), config);
     let actions = case.produce(&[200, 5_000, 300]);
     assert_eq!((frames(&actions, 1), answers(&actions).len()), (vec![200], 0));
     case.nodes = nodes_with_a_small_one();
@@ -195,7 +125,7 @@ fn a_batch_that_waited_is_refused_where_a_smaller_node_came_meanwhile() {
 
 #[test]
 fn a_carried_frame_goes_only_to_nodes_that_take_it() {
-    let mut case = Case::new(three_nodes(), Config::default());
+    let mut case = Serving::new(three_nodes(), Config::default());
     assert_eq!(frames(&case.produce(&[5_000]), 3), [5_000]);
     case.stored();
     let view = case.nodes[&NodeId(3)].clone();

@@ -216,8 +216,8 @@ impl Owner {
         let old = holds_something && ctx.now_ms.saturating_sub(writer.opened_ms) >= self.config.segment_ms;
         let usable = ctx
             .nodes
-            .values()
-            .filter(|node| node.usable && node.connected)
+            .iter()
+            .filter(|(id, node)| node.usable && node.connected && !self.avoid.contains_key(id))
             .count();
         let degraded = writer.is_degraded()
             && usable >= writer.segment.replicas.len()

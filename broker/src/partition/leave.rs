@@ -18,15 +18,7 @@ impl Owner {
     pub fn on_tick(&mut self, ctx: &mut Context<'_>) {
         self.expire(ctx);
         self.retry_recovery(ctx);
-        let since = ctx.now_ms.saturating_sub(self.config.straggler_ms);
-        let kept_max = self.config.straggler_bytes;
-        for writer in self
-            .linked
-            .iter_mut()
-            .chain(self.next.as_mut().map(|next| &mut next.writer))
-        {
-            writer.give_up_stragglers(since, kept_max);
-        }
+        self.give_up_late(ctx);
         self.trailing.retain(|(_, until)| *until > ctx.now_ms);
         if self.announce_at_ms.is_some_and(|at| at <= ctx.now_ms) {
             self.announce_at_ms = None;

@@ -2,8 +2,8 @@
 //!
 //! A produce passes [`append`] (duplicates, offset, frame) and [`writer`] (replicas), and comes back as
 //! acknowledgements that [`commit`] turns into a committed offset and answers. [`takeover`] is how an
-//! ownership begins, [`force`] how one begins that would wait for ever, [`change`] how a segment ends, [`past`] what becomes of it then, [`repair`] how
-//! it keeps its copies, [`loss`] what is told where it has none, [`leave`] how an ownership ends; [`owner`] is what
+//! ownership begins, [`force`] how one begins that would wait for ever, [`change`] how a segment ends, [`slow`] how one ends that waits for slow
+//! nodes, [`past`] what becomes of it then, [`repair`] how it keeps its copies, [`loss`] what is told where it has none, [`leave`] how an ownership ends; [`owner`] is what
 //! they all work on. All of it is a state machine: calls in, actions
 //! out, no I/O, no clock.
 
@@ -26,6 +26,7 @@ mod owner;
 mod past;
 mod placement;
 mod repair;
+mod slow;
 mod tail;
 mod takeover;
 #[cfg(test)]

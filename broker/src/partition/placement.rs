@@ -133,6 +133,7 @@ mod tests {
                     connected: true,
                     leaving: false,
                     frame_bytes_max: None,
+                    heard_ms: 0,
                 };
                 (NodeId(id), view)
             })

@@ -104,6 +104,7 @@ fn nodes_of(replicas: &BTreeMap<NodeId, Replica>) -> Nodes {
                 connected: replica.up,
                 leaving: replica.leaving,
                 frame_bytes_max: None,
+                heard_ms: 0,
             };
             (*id, view)
         })

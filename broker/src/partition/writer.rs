@@ -299,6 +299,18 @@ impl Writer {
         late.into_iter().filter(|node| self.give_up(*node)).collect()
     }
 
+    /// Replicas without progress since before `since_ms` that a quorum waits for: without them too few are
+    /// in time.
+    pub fn awaited(&self, since_ms: u64) -> Vec<NodeId> {
+        let is_late = |cursor: &&Cursor| cursor.behind_since_ms.is_some_and(|since| since < since_ms);
+        let live = self.cursors.iter().filter(|cursor| !cursor.out);
+        let (late, in_time): (Vec<_>, Vec<_>) = live.partition(is_late);
+        if in_time.len() >= usize::from(self.segment.ack_quorum) {
+            return Vec::new();
+        }
+        late.into_iter().map(|cursor| cursor.node).collect()
+    }
+
     /// Sends a replica everything from a frame number on, or gives it up where that is forgotten.
     pub fn resend(&mut self, node: NodeId, from: u32, out: &mut Vec<Action>) {
         let Some(cursor) = self
