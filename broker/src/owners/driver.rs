@@ -215,6 +215,7 @@ impl Driver {
             least_frame: self.least_frame,
             meta_healthy: self.now_ms.saturating_sub(self.meta_answered_ms) < META_HEALTHY_MS,
             meta_revision: self.offloads.revision(),
+            steady_ms: self.turns.steady_ms(),
             nonce: self.nonce,
             out: &mut out,
         };
@@ -587,6 +588,7 @@ impl Driver {
             least_frame: self.least_frame,
             meta_healthy: true,
             meta_revision: self.offloads.revision(),
+            steady_ms: self.turns.steady_ms(),
             nonce: self.nonce,
             out: &mut out,
         };

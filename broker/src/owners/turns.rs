@@ -11,10 +11,16 @@ use super::driver::Driver;
 /// An owner in which nothing waits has its turn once in so many ticks.
 const ROUND: u64 = 16;
 
+/// A broker that was not heard of by its own clock for so long was held up: paused, or out of processor time.
+const HELD_UP_MS: u64 = 250;
+
 /// Whose turn it is.
 #[derive(Debug, Default)]
 pub struct Turns {
     ticks: u64,
+    /// When the last tick was.
+    last_ms: u64,
+    steady_ms: u64,
     /// Owners that have their turn with every tick: once each, marked in the owner.
     awake: Vec<PartitionId>,
     /// Owners whose turn in this round is still to come.
@@ -24,6 +30,19 @@ pub struct Turns {
 }
 
 impl Turns {
+    /// Since when every tick has come in time.
+    pub const fn steady_ms(&self) -> u64 {
+        self.steady_ms
+    }
+
+    /// A tick begins.
+    const fn begin(&mut self, now_ms: u64) {
+        if now_ms.saturating_sub(self.last_ms) >= HELD_UP_MS {
+            self.steady_ms = now_ms;
+        }
+        self.last_ms = now_ms;
+    }
+
     /// Something happened to an owner that was not awake.
     pub fn wake(&mut self, partition: PartitionId) {
         self.awake.push(partition);
@@ -33,6 +52,7 @@ impl Turns {
 impl Driver {
     /// Ticks those whose turn it is.
     pub(super) fn tick_owners(&mut self) {
+        self.turns.begin(self.now_ms);
         let (turns, owners) = (&mut self.turns, &mut self.owners);
         if turns.ticks.is_multiple_of(ROUND) {
             turns.round.clear();

@@ -70,6 +70,8 @@ pub struct Context<'a> {
     pub meta_healthy: bool,
     /// Newest revision of the metadata store that this broker has seen.
     pub meta_revision: u64,
+    /// Since when this broker has not been held up itself: what it heard before may be old.
+    pub steady_ms: u64,
     /// A number that was never used before, for the next change of the record.
     pub nonce: u64,
     /// What the driver must do, in order.

@@ -55,6 +55,7 @@ pub(super) fn context<'a>(nodes: &'a Nodes, now_ms: u64, out: &'a mut Vec<Action
         least_frame: placement::least_frame(nodes),
         meta_healthy: true,
         meta_revision: 10,
+        steady_ms: 0,
         nonce: 7 + now_ms,
         out,
     }
@@ -65,6 +66,7 @@ pub(super) struct Serving {
     pub owner: Owner,
     pub nodes: Nodes,
     pub now_ms: u64,
+    pub steady_ms: u64,
 }
 
 impl Serving {
@@ -79,12 +81,15 @@ impl Serving {
             owner,
             nodes,
             now_ms: 1,
+            steady_ms: 0,
         }
     }
 
     pub(super) fn act(&mut self, act: impl FnOnce(&mut Owner, &mut Context<'_>)) -> Vec<Action> {
         let mut out = Vec::new();
-        act(&mut self.owner, &mut context(&self.nodes, self.now_ms, &mut out));
+        let mut ctx = context(&self.nodes, self.now_ms, &mut out);
+        ctx.steady_ms = self.steady_ms;
+        act(&mut self.owner, &mut ctx);
         out
     }
 

@@ -3,7 +3,8 @@
 //! A replica without progress for [`super::Config::straggler_ms`] is given up for its segment, and its node
 //! gets no new one for a while. Where a quorum needs it that is sooner: after [`QUORUM_LATE_MS`] the segment
 //! ends at its committed offset, as it does where nodes are gone. There must be enough others that go on
-//! meanwhile, since where all are slow, changing from one to the next would help nobody.
+//! meanwhile, since where all are slow, changing from one to the next would help nobody. A broker that was
+//! held up itself takes nobody for slow before it has listened for as long.
 
 use std::collections::BTreeSet;
 
@@ -24,8 +25,9 @@ impl Owner {
         let since = ctx.now_ms.saturating_sub(self.config.straggler_ms);
         let kept_max = self.config.straggler_bytes;
         let until = ctx.now_ms + AVOID_SLOW_MS;
+        let steady = |since| if ctx.steady_ms <= since { since } else { 0 };
         for writer in writers(&mut self.linked, &mut self.next) {
-            let cut = writer.give_up_stragglers(since, kept_max);
+            let cut = writer.give_up_stragglers(steady(since), kept_max);
             self.avoid.extend(cut.into_iter().map(|node| (node, until)));
         }
         // At first only those count as others that certainly go on; later all that are connected.
@@ -33,7 +35,7 @@ impl Owner {
             .now_ms
             .saturating_sub(QUORUM_LATE_MS.min(self.config.straggler_ms));
         for (late_since, heard_since) in [(soon, soon), (since, 0)] {
-            self.replace_quorum(late_since, heard_since, until, ctx);
+            self.replace_quorum(steady(late_since), heard_since, until, ctx);
         }
     }
 
@@ -43,13 +45,16 @@ impl Owner {
         let late: BTreeSet<_> = writers(&mut self.linked, &mut self.next)
             .flat_map(|writer| writer.awaited(late_since))
             .collect();
+        if late.is_empty() {
+            return;
+        }
         let others = ctx
             .nodes
             .iter()
             .filter(|(id, view)| view.usable && view.connected && !late.contains(id))
             .filter(|(id, view)| view.heard_ms >= heard_since && !self.avoid.contains_key(id))
             .count();
-        if late.is_empty() || others < usize::from(self.config.ack_quorum) {
+        if others < usize::from(self.config.ack_quorum) {
             return;
         }
         for writer in writers(&mut self.linked, &mut self.next) {
@@ -172,6 +177,17 @@ mod tests {
             next.len() == 3 && next.iter().all(|node| !slow.contains(node)),
             "{next:?}"
         );
+    }
+
+    #[test]
+    fn a_broker_that_was_held_up_itself_takes_nobody_for_slow() {
+        let (mut case, first) = serving(5);
+        ack(&mut case, 1, 2, 1);
+        case.steady_ms = 30_000;
+        for now_ms in [30_000, 31_900] {
+            assert!(prepared(&tick(&mut case, now_ms), first).is_empty(), "{now_ms}");
+        }
+        assert_eq!(prepared(&tick(&mut case, 32_000), first).len(), 3);
     }
 
     #[test]

@@ -150,6 +150,7 @@ impl World {
             least_frame: None,
             meta_healthy: true,
             meta_revision: 10,
+            steady_ms: 0,
             nonce: 7,
             out: &mut out,
         };
@@ -203,6 +204,7 @@ impl World {
             least_frame: None,
             meta_healthy: true,
             meta_revision: self.heard,
+            steady_ms: 0,
             nonce: self.nonce,
             out: &mut out,
         };
@@ -391,6 +393,7 @@ impl World {
             least_frame: None,
             meta_healthy: true,
             meta_revision: self.heard,
+            steady_ms: 0,
             nonce: self.nonce,
             out: &mut out,
         };

@@ -303,12 +303,12 @@ impl Writer {
     /// in time.
     pub fn awaited(&self, since_ms: u64) -> Vec<NodeId> {
         let is_late = |cursor: &&Cursor| cursor.behind_since_ms.is_some_and(|since| since < since_ms);
-        let live = self.cursors.iter().filter(|cursor| !cursor.out);
-        let (late, in_time): (Vec<_>, Vec<_>) = live.partition(is_late);
-        if in_time.len() >= usize::from(self.segment.ack_quorum) {
+        let live = || self.cursors.iter().filter(|cursor| !cursor.out);
+        let in_time = live().filter(|cursor| !is_late(cursor)).count();
+        if in_time >= usize::from(self.segment.ack_quorum) {
             return Vec::new();
         }
-        late.into_iter().map(|cursor| cursor.node).collect()
+        live().filter(is_late).map(|cursor| cursor.node).collect()
     }
 
     /// Sends a replica everything from a frame number on, or gives it up where that is forgotten.
