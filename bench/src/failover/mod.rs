@@ -311,6 +311,8 @@ impl Failover {
             load.await_all(Instant::now(), RECOVERED_MAX)?;
             std::thread::sleep(CALM);
             load.take()?;
+            // A pause is seen only between two acknowledgements: each partition has one before it.
+            std::thread::sleep(CALM / 4);
             let node = round % STORAGE_NODES + 1;
             let process = &cluster.nodes.get(&node).context("no node")?.process;
             pause(process, true)?;

@@ -279,6 +279,9 @@ impl Owner {
             return false;
         };
         self.seq += 1;
+        let before = self.linked.as_ref();
+        let before = before.map(|writer| writer.standing(ctx.now_ms));
+        tracing::debug!(segment = %id, ?plan, ?replicas, ?avoid, ?before, "prepares a segment");
         let segment = Segment {
             id,
             token: self.fresh_token(ctx),

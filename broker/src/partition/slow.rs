@@ -59,7 +59,8 @@ impl Owner {
         }
         for writer in writers(&mut self.linked, &mut self.next) {
             for node in writer.awaited(late_since) {
-                tracing::warn!(segment = %writer.segment.id, %node, "a quorum waits for a slow storage node: others take over");
+                let replicas = writer.standing(ctx.now_ms);
+                tracing::warn!(segment = %writer.segment.id, %node, ?replicas, "a quorum waits for a slow storage node: others take over");
                 writer.give_up(node);
             }
         }

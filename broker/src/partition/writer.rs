@@ -311,6 +311,15 @@ impl Writer {
         live().filter(is_late).map(|cursor| cursor.node).collect()
     }
 
+    /// How far each replica is, for logs: node, frames, whether it is out, and for how long it is behind, ms.
+    pub fn standing(&self, now_ms: u64) -> Vec<(u32, u32, bool, Option<u64>)> {
+        let of = |cursor: &Cursor| {
+            let behind = cursor.behind_since_ms.map(|since| now_ms.saturating_sub(since));
+            (cursor.node.0, cursor.frames, cursor.out, behind)
+        };
+        self.cursors.iter().map(of).collect()
+    }
+
     /// Sends a replica everything from a frame number on, or gives it up where that is forgotten.
     pub fn resend(&mut self, node: NodeId, from: u32, out: &mut Vec<Action>) {
         let Some(cursor) = self
