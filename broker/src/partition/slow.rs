@@ -48,14 +48,20 @@ impl Owner {
         if late.is_empty() {
             return;
         }
-        let others = ctx
+        let go_on: BTreeSet<_> = ctx
             .nodes
             .iter()
             .filter(|(id, view)| view.usable && view.connected && !late.contains(id))
-            .filter(|(id, view)| view.heard_ms >= heard_since && !self.avoid.contains_key(id))
-            .count();
-        if others < usize::from(self.config.ack_quorum) {
+            .filter(|(_, view)| view.heard_ms >= heard_since)
+            .map(|(id, _)| *id)
+            .collect();
+        let quorum = usize::from(self.config.ack_quorum);
+        if go_on.len() < quorum {
             return;
+        }
+        if go_on.iter().filter(|id| !self.avoid.contains_key(id)).count() < quorum {
+            // One that was slow and answers is better than one that does not.
+            self.avoid.retain(|id, _| !go_on.contains(id));
         }
         for writer in writers(&mut self.linked, &mut self.next) {
             for node in writer.awaited(late_since) {
@@ -178,6 +184,31 @@ mod tests {
             next.len() == 3 && next.iter().all(|node| !slow.contains(node)),
             "{next:?}"
         );
+    }
+
+    #[test]
+    fn a_node_that_was_slow_and_answers_again_takes_the_place_of_one_that_does_not() {
+        let (mut case, first) = serving(4);
+        let (spare, slow) = ([1, 2, 3, 4], replicas(&case)[2]);
+        let spare = spare
+            .into_iter()
+            .find(|id| !replicas(&case).contains(id))
+            .unwrap();
+        ack(&mut case, 2, 2, 1);
+        let next = prepared(&tick(&mut case, 2_100), first);
+        assert!(next.contains(&spare) && !next.contains(&slow), "{next:?}");
+        case.stored();
+        // Now one of the new ones hangs, and another does with it.
+        let second = case.owner.open_segment().unwrap().0.id;
+        case.now_ms = 2_200;
+        case.produce(&[300]);
+        let hanging = replicas(&case).split_off(1);
+        ack(&mut case, 1, 2, 2);
+        for (node, view) in &mut case.nodes {
+            view.heard_ms = if hanging.contains(&node.0) { 0 } else { 2_500 };
+        }
+        let next = prepared(&tick(&mut case, 2_800), second);
+        assert!(next.contains(&slow), "{next:?}");
     }
 
     #[test]
