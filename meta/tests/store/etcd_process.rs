@@ -5,6 +5,7 @@ use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -127,12 +128,31 @@ impl Etcd {
         self.token = "second".to_owned();
     }
 
-    /// Stops or continues the process without ending it.
+    /// Stops or continues the process without ending it. When this returns it has stopped: a thread that
+    /// runs at the moment of the signal may answer for a while yet.
     pub fn signal(&self, name: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         let status = Command::new("kill").args([name, &pid]).status().unwrap();
         assert!(status.success());
+        if name == "-STOP" {
+            let begun = Instant::now();
+            while !has_stopped(&pid) {
+                assert!(begun.elapsed() < Duration::from_secs(10), "etcd does not stop");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
+}
+
+/// Whether all threads of a process are stopped.
+fn has_stopped(pid: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.flatten().all(|thread| {
+        // "1234 (name) T ...": a thread that has ended meanwhile does nothing more.
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(')')
+            .is_none_or(|(_, rest)| rest.trim_start().starts_with('T'))
+    })
 }
 
 impl Drop for Etcd {
