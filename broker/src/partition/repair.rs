@@ -516,6 +516,7 @@ impl Owner {
         };
         let id = job.segment.id;
         if self.record.is_replica(id, job.to.0, job.to.1) {
+            self.forget_replaced(&job, ctx);
             ctx.out.push(Action::Repaired(Box::new(job)));
             return;
         }
@@ -531,6 +532,20 @@ impl Owner {
                 tracing::info!(segment = %id, %refused, "a copy is not needed any more");
                 self.forget_copy(&job, ctx);
             }
+        }
+    }
+
+    /// Where the replica that was replaced is itself a copy of this ownership's, its node may not have seen
+    /// that the record named it, and would keep it to be named yet.
+    fn forget_replaced(&self, job: &Repair, ctx: &mut Context<'_>) {
+        let (node, id) = (job.lost.0, job.segment.id);
+        let linked = self.record.chain.iter().find(|one| one.id == id);
+        if linked.is_some_and(|one| one.generation_of(node).is_none()) {
+            ctx.out.push(Action::ForgetCopy {
+                node,
+                segment: id,
+                by: job.by,
+            });
         }
     }
 
