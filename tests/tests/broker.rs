@@ -17,6 +17,7 @@ use forebay_meta::{cluster, keys, record, topics};
 use forebay_proto::data::endpoint::{ClientLink, Dialer, Exchange, FrontProtocol, Listener, ReplicaProtocol};
 use forebay_proto::data::front::{Acks, Fetch, FetchPartition, FromBroker, Position, Produce, ToBroker};
 use forebay_proto::stored::PlacementRecord;
+use forebay_proto::v1::ErrorCode;
 use forebay_record::batch::{Builder, Codec};
 use forebay_record::{BrokerId, Epoch, Offset, PartitionId};
 use forebay_runtime::admin_http::Readiness;
@@ -286,6 +287,43 @@ async fn a_broker_appends_answers_and_hands_over_to_its_next_incarnation() {
     broker
         .shutdown(world.clock.as_ref(), Duration::from_secs(5))
         .await;
+    world.storage[0].shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_leaves_answers_what_is_sent_before_the_goodbye_and_then_closes() {
+    let world = World::start(1).await;
+    let (broker, mut link) = world.broker(1).await;
+    assert_eq!(produce(&mut link, world.partition, "before").await, Offset(0));
+    let clock = Arc::clone(&world.clock);
+    let leaving = tokio::spawn(async move { broker.shutdown(clock.as_ref(), Duration::from_secs(5)).await });
+    assert_eq!(link.rx.recv().await.unwrap(), Some(FromBroker::Leaving));
+    // On its way when the broker said so: it owns nothing any more, and says that for each.
+    for request in 1..=100 {
+        let late = Produce {
+            request,
+            partition: world.partition,
+            epoch: Epoch(0),
+            acks: Acks::All,
+            deadline_ms: 1_000,
+            batch: batch("late"),
+        };
+        link.tx.send(ToBroker::Produce(late)).await.unwrap();
+    }
+    link.tx.send(ToBroker::Goodbye).await.unwrap();
+    for expected in 1..=100 {
+        let answer = link.rx.recv().await.unwrap();
+        let Some(FromBroker::Produced {
+            request,
+            result: Err(failure),
+        }) = answer
+        else {
+            panic!("{answer:?}")
+        };
+        assert_eq!((request, failure.code), (expected, ErrorCode::NotOwner));
+    }
+    assert_eq!(link.rx.recv().await.unwrap(), None);
+    leaving.await.unwrap();
     world.storage[0].shutdown().await;
 }
 

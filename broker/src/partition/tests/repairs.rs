@@ -387,3 +387,47 @@ fn an_open_segment_with_a_damaged_replica_is_ended() {
     let still = world.record.open().is_some_and(|one| one.id == open.id);
     assert!(!still, "{:#?}", world.record.chain);
 }
+
+/// Empties a node as a drain does. No node with a whole copy looks at the record meanwhile.
+fn empty(world: &mut World, node: NodeId) {
+    world.replicas.get_mut(&node).unwrap().leaving = true;
+    world.act(|owner, ctx| owner.on_nodes_changed(ctx));
+    for _ in 0..1_000 {
+        let names = |segment: &Segment| segment.generation_of(node).is_some();
+        if !world.record.chain.iter().any(names) {
+            return;
+        }
+        world.pass(1_100);
+        for node in world.replicas.keys().copied().collect::<Vec<_>>() {
+            for _ in 0..20 {
+                world.deliver(node);
+            }
+            let mut held = world.replicas[&node].segments.values();
+            if held.all(|copy| copy.copied_by.is_none() || copy.limbo) {
+                world.trim(node);
+            }
+        }
+        world.run_errand();
+        world.settle_store();
+    }
+    panic!("{node} is not empty: {:#?}", world.record.chain);
+}
+
+#[test]
+fn a_copy_that_was_named_and_replaced_before_its_node_looked_is_not_kept_to_be_named_yet() {
+    let (mut world, segment) = three_nodes(5);
+    let epoch = world.record.epoch;
+    empty(&mut world, segment.replicas[0].0);
+    let copied = world.record.chain[0].replicas.iter();
+    let mut copied = copied.filter(|one| !segment.replicas.contains(one));
+    let (node, generation) = *copied.next().expect("a copy elsewhere");
+    let held = &world.replicas[&node].segments[&segment.id];
+    assert_eq!((held.copied_by, held.limbo), (Some(epoch), false));
+    empty(&mut world, node);
+    world.trim(node);
+    assert_eq!(world.record.epoch, epoch, "nobody else has taken over");
+    assert!(
+        world.held((node, generation), segment.id).is_none(),
+        "still there"
+    );
+}
