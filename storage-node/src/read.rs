@@ -31,7 +31,7 @@ const HEADERS_BYTES_MAX: usize = 48 << 20;
 /// Most entries of one answer of headers.
 const HEADERS_FRAMES_MAX: usize = 1 << 20;
 /// Frames that lie at most this far apart are read at once.
-const GAP_MAX: u64 = 64 << 10;
+pub(crate) const GAP_MAX: u64 = 64 << 10;
 /// Bytes that are read at once, but for a larger frame.
 const RUN_MAX: u64 = 4 << 20;
 

@@ -241,7 +241,7 @@ impl LogTail {
     }
 
     /// Waits until one of some texts is logged; when that was seen.
-    pub fn await_any(&mut self, texts: &[&str], within: Duration) -> anyhow::Result<Instant> {
+    pub fn await_any(&mut self, texts: &[String], within: Duration) -> anyhow::Result<Instant> {
         let deadline = Instant::now() + within;
         loop {
             let mut file = std::fs::File::open(&self.path)?;
@@ -250,7 +250,7 @@ impl LogTail {
             file.read_to_end(&mut new)?;
             self.at += new.len() as u64;
             self.text.push_str(&String::from_utf8_lossy(&new));
-            if texts.iter().any(|text| self.text.contains(text)) {
+            if texts.iter().any(|text| self.text.contains(text.as_str())) {
                 return Ok(Instant::now());
             }
             if Instant::now() > deadline {

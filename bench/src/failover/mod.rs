@@ -26,6 +26,8 @@ const RECOVERED_MAX: Duration = Duration::from_secs(60);
 const CALM: Duration = Duration::from_millis(700);
 /// Partitions while storage nodes are lost, and while brokers are drained.
 const PARTITIONS: u32 = 30;
+/// What the controller and a broker log of a loss; the one that is lost follows, since sessions of those
+/// that were lost before may end meanwhile.
 const BROKER_LOST: [&str; 2] = ["broker counts as dead", "broker session ended"];
 const NODE_LOST: &str = "session with storage node ended";
 
@@ -207,7 +209,8 @@ impl Failover {
             let mut log = cluster.controller_log()?;
             let read_before = cluster.node_metric("forebay_storage_recovery_bytes_total")?;
             let killed = kill(cluster.brokers.remove(&owner).context("no broker")?)?;
-            let known = log.await_any(&BROKER_LOST, RECOVERED_MAX)?;
+            let lost = BROKER_LOST.map(|text| format!("{text} broker={owner} "));
+            let known = log.await_any(&lost, RECOVERED_MAX)?;
             let mut samples = load.await_all(killed, RECOVERED_MAX)?;
             let read_after = cluster.node_metric("forebay_storage_recovery_bytes_total")?;
             std::thread::sleep(CALM);
@@ -276,7 +279,11 @@ impl Failover {
             for node in &lost {
                 killed = kill(cluster.nodes.remove(node).context("no node")?)?;
             }
-            let known = log.await_any(&[NODE_LOST], RECOVERED_MAX)?;
+            let texts: Vec<_> = lost
+                .iter()
+                .map(|node| format!("{NODE_LOST} node=n{node} "))
+                .collect();
+            let known = log.await_any(&texts, RECOVERED_MAX)?;
             std::thread::sleep(CALM);
             let mut samples = load.await_all(Instant::now(), RECOVERED_MAX)?;
             samples.extend(load.take()?);

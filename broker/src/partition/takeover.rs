@@ -36,6 +36,8 @@ use super::owner::{Owner, Phase, Plan};
 
 /// A silent node is asked again after this long.
 const RETRY_MS: u64 = 500;
+/// So is one that had too much to do, where no other is still asked.
+const BUSY_RETRY_MS: u64 = 50;
 /// The object store is given this much longer than a node.
 const OBJECT_RETRY_MS: u64 = 4_500;
 /// After so many pauses without an answer a takeover that an operator forces goes on without the state.
@@ -102,6 +104,8 @@ pub struct Carrying {
     tried: BTreeSet<NodeId>,
     /// Nodes whose copy of the next entry is damaged.
     pub(super) corrupt: BTreeSet<NodeId>,
+    /// A node had too much to do to answer.
+    busy: bool,
     asked_ms: u64,
 }
 
@@ -114,7 +118,9 @@ pub struct Loading {
     pub(super) offloaded: bool,
     /// How many failed since the last pause.
     failed: usize,
-    /// Pauses.
+    /// One of them because a node had too much to do.
+    busy: bool,
+    /// Pauses after which nobody was only busy.
     pub(super) pauses: u32,
     /// Sealed end of what is taken over.
     committed: Offset,
@@ -190,11 +196,16 @@ impl Owner {
         let Phase::Recovering(recovery) = &mut self.phase else {
             return;
         };
-        let asked_ms = match recovery {
-            Recovery::Fencing(fencing) => fencing.asked_ms,
-            Recovery::Carrying(carrying) => carrying.asked_ms,
-            Recovery::Loading(loading) if loading.offloaded => loading.asked_ms + OBJECT_RETRY_MS,
-            Recovery::Loading(loading) => loading.asked_ms,
+        let retry_ms = |busy| if busy { BUSY_RETRY_MS } else { RETRY_MS };
+        let again_ms = match recovery {
+            Recovery::Fencing(fencing) => fencing.asked_ms + RETRY_MS,
+            Recovery::Carrying(carrying) => {
+                carrying.asked_ms + retry_ms(carrying.busy && carrying.tried.is_empty())
+            }
+            Recovery::Loading(loading) if loading.offloaded => loading.asked_ms + RETRY_MS + OBJECT_RETRY_MS,
+            Recovery::Loading(loading) => {
+                loading.asked_ms + retry_ms(loading.busy && loading.failed >= loading.candidates.len())
+            }
             Recovery::Witnessing => {
                 if self.has_witnesses(ctx.nodes) {
                     self.recover(ctx);
@@ -208,10 +219,12 @@ impl Owner {
                 return;
             }
         };
-        if ctx.now_ms.saturating_sub(asked_ms) < RETRY_MS {
+        if ctx.now_ms < again_ms {
             return;
         }
-        if let Recovery::Loading(loading) = recovery {
+        if let Recovery::Loading(loading) = recovery
+            && !loading.busy
+        {
             loading.pauses = loading.pauses.saturating_add(1);
             let forced = self.forced.is_some() && !loading.offloaded;
             if (forced || self.stateless) && loading.pauses > PATIENT_PAUSES {
@@ -222,12 +235,14 @@ impl Owner {
         }
         match recovery {
             Recovery::Fencing(_) => self.send_fences(ctx),
-            Recovery::Carrying(_) => {
+            Recovery::Carrying(carrying) => {
+                carrying.busy = false;
                 self.send_fences(ctx);
                 self.ask_for_frames(ctx);
             }
             Recovery::Loading(loading) => {
                 loading.failed = 0;
+                loading.busy = false;
                 loading.candidates.rotate_left(loading.candidates.len().min(1));
                 self.ask_for_headers(ctx);
             }

@@ -75,8 +75,16 @@ impl Case {
         self.act(|owner, ctx| owner.on_frames(NodeId(node), SEGMENT, Err(failure), ctx))
     }
 
+    fn stateless(&mut self, node: u32, failure: NodeFailure) -> Vec<Action> {
+        self.act(|owner, ctx| owner.on_headers(NodeId(node), SEGMENT, Err(failure), ctx))
+    }
+
     fn later(&mut self) -> Vec<Action> {
-        self.now_ms += 600;
+        self.after(600)
+    }
+
+    fn after(&mut self, ms: u64) -> Vec<Action> {
+        self.now_ms += ms;
         self.act(|owner, ctx| owner.on_tick(ctx))
     }
 }
@@ -198,4 +206,33 @@ fn a_failure_that_is_no_damage_and_a_third_in_limbo_decide_nothing() {
             assert!(!loads(&case.later()));
         }
     }
+}
+
+#[test]
+fn a_node_with_too_much_to_do_is_asked_again_soon_and_one_at_work_is_not() {
+    let mut case = Case::new();
+    case.fenced(1, true, 4, 6);
+    assert_eq!(read_from(&case.fenced(2, true, 4, 6)), [2]);
+    assert_eq!(read_from(&case.unread(2, NodeFailure::Overloaded)), [1]);
+    assert!(read_from(&case.after(60)).is_empty(), "the other one is at work");
+    assert!(case.unread(1, NodeFailure::Overloaded).is_empty());
+    assert_eq!(read_from(&case.after(60)), [1]);
+}
+
+#[test]
+fn a_state_is_asked_for_again_soon_where_nodes_have_too_much_to_do() {
+    let mut case = Case::new();
+    case.fenced(1, true, 4, 4);
+    assert!(loads(&case.fenced(2, true, 4, 4)));
+    assert!(
+        loads(&case.stateless(1, NodeFailure::Overloaded)),
+        "the other one"
+    );
+    assert!(case.stateless(2, NodeFailure::Overloaded).is_empty());
+    assert!(loads(&case.after(60)));
+    // Nobody is busy: it takes its time.
+    assert!(loads(&case.stateless(2, NodeFailure::Failed)));
+    assert!(case.stateless(1, NodeFailure::Failed).is_empty());
+    assert!(!loads(&case.after(60)));
+    assert!(loads(&case.later()));
 }

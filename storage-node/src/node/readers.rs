@@ -1,8 +1,12 @@
 //! A fixed number of threads that read the journal for sessions.
 //!
 //! Requests wait in two bounded queues, those of recoveries before those of readers, and their
-//! answers' memory is taken from two budgets before they are queued: neither load by readers nor
-//! appends can keep a takeover waiting. What finds no room is refused as overloaded.
+//! answers' memory is taken from two budgets: neither load by readers nor appends can keep a takeover
+//! waiting. What finds no room is refused as overloaded.
+//!
+//! Readers may ask another replica, so memory is taken when they ask. Who takes over a broker's
+//! partitions asks for all of them at once, and hardly any answer is as large as it might be: memory is
+//! taken when it is their turn, and given back but for what the answer holds.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,12 +23,16 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use super::outbox::Outbox;
+use crate::disk::BLOCK_LEN_U64;
 use crate::metrics::NodeMetrics;
-use crate::read::{ANSWER_BYTES_MAX, Reader};
+use crate::read::{ANSWER_BYTES_MAX, GAP_MAX, Reader};
 
 /// Threads that read.
 pub(crate) const THREADS: usize = 2;
-const JOBS_MAX: usize = 1024;
+/// Requests of readers that wait.
+const READS_MAX: usize = 1024;
+/// Requests of recoveries that wait: more than the partitions of a broker.
+const RECOVERIES_MAX: usize = 16 << 10;
 const BYTES_MAX: u64 = 128 << 20;
 const SMALL_ANSWER: u32 = 64 << 10;
 const HEADERS_ANSWER: u32 = 1 << 20;
@@ -41,6 +49,17 @@ fn recovered_bytes(answer: &FromNode) -> u64 {
         _ => 0,
     };
     bytes as u64
+}
+
+/// Bytes that such an answer holds in memory, at most: it keeps the buffers that it was read into.
+fn held_bytes(answer: &FromNode) -> u64 {
+    let buffers = match answer {
+        FromNode::Frames {
+            result: Ok(frames), ..
+        } => frames.len() as u64,
+        _ => 1,
+    };
+    recovered_bytes(answer) + buffers * (GAP_MAX + 2 * BLOCK_LEN_U64)
 }
 
 /// What is to be read.
@@ -140,7 +159,8 @@ struct Waiting {
     job: Job,
     request: u64,
     outbox: Arc<Outbox>,
-    permit: BytePermit,
+    /// A recovery takes it when it is its turn.
+    permit: Option<BytePermit>,
     /// Ends with the answer.
     span: Span,
     /// When it came.
@@ -195,40 +215,43 @@ impl Readers {
     }
 
     /// Queues a request, or answers it as overloaded.
-    pub(crate) fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>, mut span: Span) {
-        let permits = if job.is_recovery() {
-            &self.recovery_permits
-        } else {
-            &self.read_permits
+    pub(crate) fn submit(&self, job: Job, request: u64, outbox: &Arc<Outbox>, span: Span) {
+        let recovery = job.is_recovery();
+        let taken = (!recovery).then(|| self.read_permits.try_acquire(job.bytes()));
+        let mut waiting = Waiting {
+            job,
+            request,
+            outbox: Arc::clone(outbox),
+            permit: None,
+            span,
+            at: self.clock.monotonic(),
         };
-        let taken = permits.try_acquire(job.bytes());
         let mut state = self.state.lock();
-        let queue = if job.is_recovery() {
-            &mut state.recoveries
+        let (queue, max) = if recovery {
+            (&mut state.recoveries, RECOVERIES_MAX)
         } else {
-            &mut state.reads
+            (&mut state.reads, READS_MAX)
         };
-        match taken {
-            Ok(permit) if queue.len() < JOBS_MAX => {
-                queue.push_back(Waiting {
-                    job,
-                    request,
-                    outbox: Arc::clone(outbox),
-                    permit,
-                    span,
-                    at: self.clock.monotonic(),
-                });
+        match taken.transpose() {
+            Ok(permit) if queue.len() < max => {
+                waiting.permit = permit;
+                queue.push_back(waiting);
                 drop(state);
                 self.filled.notify_one();
                 self.arrived.notify_one();
             }
             _ => {
                 drop(state);
-                span.fail(&"overloaded");
-                self.metrics.reads_overloaded.inc();
-                outbox.push(job.refused(request, NodeFailure::Overloaded), None);
+                self.refuse(waiting);
             }
         }
+    }
+
+    fn refuse(&self, mut waiting: Waiting) {
+        waiting.span.fail(&"overloaded");
+        self.metrics.reads_overloaded.inc();
+        let refused = waiting.job.refused(waiting.request, NodeFailure::Overloaded);
+        waiting.outbox.push(refused, None);
     }
 
     /// Serves until [`Readers::stop`].
@@ -273,6 +296,13 @@ impl Readers {
     }
 
     fn answer(&self, mut waiting: Waiting, reader: &Reader) {
+        let recovery = waiting.job.is_recovery();
+        if recovery {
+            match self.recovery_permits.try_acquire(waiting.job.bytes()) {
+                Ok(permit) => waiting.permit = Some(permit),
+                Err(_) => return self.refuse(waiting),
+            }
+        }
         let answer = waiting.job.run(waiting.request, reader);
         self.metrics.reads.inc();
         let took = self.clock.monotonic().saturating_sub(waiting.at);
@@ -287,7 +317,10 @@ impl Readers {
                 .set_number("messaging.message.body.size", bytes.len() as u64);
         }
         self.metrics.recovery_bytes.inc_by(recovered_bytes(&answer));
-        waiting.outbox.push(answer, Some(waiting.permit));
+        if let Some(permit) = waiting.permit.as_mut().filter(|_| recovery) {
+            permit.shrink_to(held_bytes(&answer));
+        }
+        waiting.outbox.push(answer, waiting.permit);
     }
 
     /// Ends [`Readers::run`]; requests that wait are forgotten with their sessions.

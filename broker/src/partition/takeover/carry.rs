@@ -70,6 +70,7 @@ impl Owner {
                 if failure == NodeFailure::Corrupt {
                     carrying.corrupt.insert(node);
                 }
+                carrying.busy |= failure == NodeFailure::Overloaded;
                 false
             }
         };

@@ -122,6 +122,7 @@ impl Owner {
             source,
             tried: BTreeSet::new(),
             corrupt: BTreeSet::new(),
+            busy: false,
             asked_ms: ctx.now_ms,
         }));
         self.ask_for_frames(ctx);

@@ -86,6 +86,7 @@ impl Owner {
             candidates,
             offloaded,
             failed: 0,
+            busy: false,
             pauses: 0,
             committed,
             end,
@@ -132,6 +133,7 @@ impl Owner {
         if !asked {
             return;
         }
+        loading.busy |= matches!(&result, Err(NodeFailure::Overloaded));
         match result.ok().and_then(|headers| state_of(&headers)) {
             Some((state, headers)) => self.on_state(state, &headers, ctx),
             None => {

@@ -221,6 +221,49 @@ async fn state_and_headers_are_given_from_the_last_state_on() {
     node.shutdown().await;
 }
 
+/// As many as the partitions of a broker that is lost.
+#[tokio::test]
+async fn a_thousand_takeovers_at_once_are_all_answered() {
+    let world = World::new().await;
+    let node = world.start().await;
+    let mut client = Client::connect(&node).await;
+    let mut writer = Writer::new(1, 10);
+    let written = client.write(&mut writer, 3).await;
+    client.fence(&writer).await;
+    let (segment, generation) = (writer.segment, GENERATION);
+    for request in 0..1_000 {
+        let headers = HeadersRequest {
+            segment,
+            generation,
+            until: writer.next,
+        };
+        client.send(ToNode::Headers { request, headers }).await;
+        let frames = FramesRequest {
+            segment,
+            generation,
+            from: Offset(10),
+            max_bytes: 8 << 20,
+        };
+        client.send(ToNode::Frames { request, frames }).await;
+    }
+    let (mut headers, mut frames) = (0, 0);
+    while headers + frames < 2_000 {
+        match client.recv().await {
+            FromNode::Headers { result, .. } => {
+                assert_eq!(result.unwrap().state_at, Offset(10));
+                headers += 1;
+            }
+            FromNode::Frames { result, .. } => {
+                assert_eq!(result.unwrap(), written[1..]);
+                frames += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((headers, frames), (1_000, 1_000));
+    node.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_time_is_looked_up_among_what_is_visible() {
     let world = World::new().await;
