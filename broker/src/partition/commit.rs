@@ -115,6 +115,7 @@ impl Owner {
         self.avoid.remove(&node);
         self.survey_again(node, ctx.now_ms);
         self.losses.forget(node);
+        self.forget_again(node, ctx);
         let writers = self
             .linked
             .iter_mut()

@@ -113,6 +113,9 @@ pub(super) struct Repairs {
     /// Failed copies by segment.
     attempts: BTreeMap<SegmentId, u32>,
     avoid: BTreeMap<NodeId, u64>,
+    /// Copies of this ownership's that nobody needs. Their nodes were told so, and are again when they
+    /// come back: they may have been away.
+    unwanted: BTreeSet<(NodeId, SegmentId)>,
     /// By node, for as long as the partition is owned here.
     incidents: BTreeMap<NodeId, Incidents>,
     failures: u32,
@@ -224,6 +227,7 @@ impl Owner {
             .is_none_or(|oldest| oldest.end.is_none())
         {
             self.repairs.told.clear();
+            self.repairs.unwanted.clear();
             self.repairs.replicas.clear();
             self.repairs.attempts.clear();
             self.repairs.endangered = Endangered::default();
@@ -236,6 +240,7 @@ impl Owner {
             && due
         {
             self.repairs.job = Some(job.clone());
+            self.repairs.unwanted.remove(&(job.to.0, job.segment.id));
             ctx.out.push(Action::Repair(Box::new(job)));
         }
     }
@@ -254,6 +259,9 @@ impl Owner {
         self.repairs
             .told
             .retain(|id| chain.iter().any(|one| one.id == *id));
+        self.repairs
+            .unwanted
+            .retain(|(_, id)| chain.iter().any(|one| one.id == *id));
         self.repairs.avoid.retain(|_, until| *until > ctx.now_ms);
         for segment in sealed() {
             for (node, generation) in &segment.replicas {
@@ -537,25 +545,38 @@ impl Owner {
 
     /// Where the replica that was replaced is itself a copy of this ownership's, its node may not have seen
     /// that the record named it, and would keep it to be named yet.
-    fn forget_replaced(&self, job: &Repair, ctx: &mut Context<'_>) {
+    fn forget_replaced(&mut self, job: &Repair, ctx: &mut Context<'_>) {
         let (node, id) = (job.lost.0, job.segment.id);
         let linked = self.record.chain.iter().find(|one| one.id == id);
         if linked.is_some_and(|one| one.generation_of(node).is_none()) {
-            ctx.out.push(Action::ForgetCopy {
-                node,
-                segment: id,
-                by: job.by,
-            });
+            self.forget(node, id, ctx);
         }
     }
 
-    fn forget_copy(&self, job: &Repair, ctx: &mut Context<'_>) {
+    fn forget_copy(&mut self, job: &Repair, ctx: &mut Context<'_>) {
         if !job.listed {
-            ctx.out.push(Action::ForgetCopy {
-                node: job.to.0,
-                segment: job.segment.id,
-                by: job.by,
-            });
+            self.forget(job.to.0, job.segment.id, ctx);
+        }
+    }
+
+    fn forget(&mut self, node: NodeId, segment: SegmentId, ctx: &mut Context<'_>) {
+        self.repairs.unwanted.insert((node, segment));
+        let by = self.record.epoch;
+        ctx.out.push(Action::ForgetCopy { node, segment, by });
+    }
+
+    /// A node that may have been away is told again.
+    pub(super) fn forget_again(&self, node: NodeId, ctx: &mut Context<'_>) {
+        let by = self.record.epoch;
+        let named = |id| {
+            let mut chain = self.record.chain.iter();
+            chain.any(|one| one.id == id && one.generation_of(node).is_some())
+        };
+        for (on, segment) in &self.repairs.unwanted {
+            let segment = *segment;
+            if *on == node && !named(segment) {
+                ctx.out.push(Action::ForgetCopy { node, segment, by });
+            }
         }
     }
 

@@ -252,7 +252,11 @@ impl World {
                     generation,
                 } => self.send_out(Errand::Survey(node, segment, generation)),
                 Action::Repair(repair) => self.send_out(Errand::Repair(repair)),
-                Action::ForgetCopy { node, segment, by } => self.forget_copy(node, segment, by),
+                Action::ForgetCopy { node, segment, by } => {
+                    if self.replicas[&node].up {
+                        self.forget_copy(node, segment, by);
+                    }
+                }
                 Action::Repaired(_) => self.repaired += 1,
                 // Only told to an operator, and there is none here.
                 Action::FindMissing { .. } => {}

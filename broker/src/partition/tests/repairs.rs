@@ -415,19 +415,32 @@ fn empty(world: &mut World, node: NodeId) {
 
 #[test]
 fn a_copy_that_was_named_and_replaced_before_its_node_looked_is_not_kept_to_be_named_yet() {
-    let (mut world, segment) = three_nodes(5);
-    let epoch = world.record.epoch;
-    empty(&mut world, segment.replicas[0].0);
-    let copied = world.record.chain[0].replicas.iter();
-    let mut copied = copied.filter(|one| !segment.replicas.contains(one));
-    let (node, generation) = *copied.next().expect("a copy elsewhere");
-    let held = &world.replicas[&node].segments[&segment.id];
-    assert_eq!((held.copied_by, held.limbo), (Some(epoch), false));
-    empty(&mut world, node);
-    world.trim(node);
-    assert_eq!(world.record.epoch, epoch, "nobody else has taken over");
-    assert!(
-        world.held((node, generation), segment.id).is_none(),
-        "still there"
-    );
+    for away in [false, true] {
+        let (mut world, segment) = three_nodes(6);
+        let epoch = world.record.epoch;
+        empty(&mut world, segment.replicas[0].0);
+        let copied = world.record.chain[0].replicas.iter();
+        let mut copied = copied.filter(|one| !segment.replicas.contains(one));
+        let (node, generation) = *copied.next().expect("a copy elsewhere");
+        let held = &world.replicas[&node].segments[&segment.id];
+        assert_eq!((held.copied_by, held.limbo), (Some(epoch), false));
+        if away {
+            world.toggle(node);
+        }
+        empty(&mut world, node);
+        if away {
+            world.trim(node);
+            assert!(
+                world.held((node, generation), segment.id).is_some(),
+                "nobody could tell it"
+            );
+            world.toggle(node);
+        }
+        world.trim(node);
+        assert_eq!(world.record.epoch, epoch, "nobody else has taken over");
+        assert!(
+            world.held((node, generation), segment.id).is_none(),
+            "still there, away: {away}"
+        );
+    }
 }
