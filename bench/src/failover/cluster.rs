@@ -1,6 +1,7 @@
 //! A cluster whose members may be killed, paused and started again, each by its own id.
 //!
-//! The controller is a process of its own, so that killing a broker kills nothing else.
+//! The controller is a process of its own, so that killing a broker kills nothing else; or every broker is
+//! a controller too.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -20,11 +21,23 @@ const POLL: Duration = Duration::from_millis(1);
 /// How long a member may take to be seen by another.
 const SEEN_MAX: Duration = Duration::from_secs(30);
 
+/// Where controllers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Controllers {
+    /// One, in a process of its own, which evens out loads or does not.
+    Apart {
+        /// Whether it does.
+        rebalance: bool,
+    },
+    /// One in each broker's process. They do not even out loads.
+    WithBrokers,
+}
+
 /// A running cluster.
 pub struct Cluster {
     etcd: Member,
     etcd_endpoint: String,
-    controller: Member,
+    controller: Option<Member>,
     /// Brokers by number.
     pub brokers: BTreeMap<u32, Member>,
     /// Storage nodes by number.
@@ -44,7 +57,7 @@ impl Cluster {
         folder: &Path,
         nodes: u32,
         brokers: u32,
-        rebalance: bool,
+        controllers: Controllers,
     ) -> anyhow::Result<Self> {
         let (etcd, etcd_endpoint) = start_etcd(etcd, folder)?;
         let launch =
@@ -56,12 +69,13 @@ impl Cluster {
                 launch("storage", &format!("storage-{id}"), &storage(folder, id))?.0,
             );
         }
-        let controller = launch(
-            "controller",
-            "controller",
-            &format!("[controller]\nrebalance = {rebalance}\n"),
-        )?
-        .0;
+        let controller = match controllers {
+            Controllers::Apart { rebalance } => {
+                let settings = format!("[controller]\nrebalance = {rebalance}\n");
+                Some(launch("controller", "controller", &settings)?.0)
+            }
+            Controllers::WithBrokers => None,
+        };
         let (proxy, grpc) = launch("proxy", "proxy", "")?;
         let mut cluster = Self {
             etcd,
@@ -82,8 +96,12 @@ impl Cluster {
 
     /// Starts a broker and waits until it has sessions with all storage nodes.
     pub fn add_broker(&mut self, id: u32) -> anyhow::Result<()> {
-        let settings = format!("[broker]\nid = {id}\ndata_listen = \"tcp://{ANY_PORT}\"\n");
-        let member = self.launch("broker", &format!("broker-{id}"), &settings)?;
+        let (roles, more) = match self.controller {
+            Some(_) => ("broker", ""),
+            None => ("broker,controller", "[controller]\nrebalance = false\n"),
+        };
+        let settings = format!("[broker]\nid = {id}\ndata_listen = \"tcp://{ANY_PORT}\"\n{more}");
+        let member = self.launch(roles, &format!("broker-{id}"), &settings)?;
         self.brokers.insert(id, member);
         self.await_nodes()
     }
@@ -137,9 +155,12 @@ impl Cluster {
         Ok(metric_of(&self.nodes, name)?.values().sum())
     }
 
-    /// What the controller logs from now on.
-    pub fn controller_log(&self) -> anyhow::Result<LogTail> {
-        LogTail::open(self.folder.join("controller.log"))
+    /// What the controller logs from now on: the one that is apart, or a broker's.
+    pub fn controller_log(&self, broker: u32) -> anyhow::Result<LogTail> {
+        match self.controller {
+            Some(_) => LogTail::open(self.folder.join("controller.log")),
+            None => self.broker_log(broker),
+        }
     }
 
     /// What a broker logs from now on.
@@ -168,7 +189,9 @@ impl Cluster {
         for (_, broker) in self.brokers {
             broker.process.stop()?;
         }
-        self.controller.process.stop()?;
+        if let Some(controller) = self.controller {
+            controller.process.stop()?;
+        }
         for (_, node) in self.nodes {
             node.process.stop()?;
         }

@@ -16,7 +16,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use cluster::{Cluster, kill, pause};
+use cluster::{Cluster, Controllers, kill, pause};
 use load::{Load, Sample, Weight, first_acknowledged};
 use stats::{Spread, ms};
 
@@ -36,6 +36,8 @@ const NODE_LOST: &str = "session with storage node ended";
 pub enum Part {
     /// The owner of 1, 100 and 1,000 partitions.
     Brokers,
+    /// The owner of 30, whose process is the leading controller too.
+    Leader,
     /// A storage node; two at once; one that hangs.
     Nodes,
     /// Nothing: all brokers are drained and restarted, one after the other.
@@ -87,6 +89,8 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Takeover {
     partitions: u32,
+    /// Its process was the leading controller too.
+    leads: bool,
     rounds: usize,
     /// From the kill until the controller knows, ms.
     detection: Spread,
@@ -142,10 +146,17 @@ impl Failover {
         let wants = |part| self.parts.is_empty() || self.parts.contains(&part);
         if wants(Part::Brokers) {
             for partitions in &self.partitions {
-                let takeover = self.scratch(|folder| self.brokers(folder, *partitions))?;
+                let apart = Controllers::Apart { rebalance: false };
+                let takeover = self.scratch(|folder| self.brokers(folder, *partitions, apart))?;
                 takeover.print();
                 report.brokers.push(takeover);
             }
+        }
+        if wants(Part::Leader) {
+            let takeover =
+                self.scratch(|folder| self.brokers(folder, PARTITIONS, Controllers::WithBrokers))?;
+            takeover.print();
+            report.brokers.push(takeover);
         }
         if wants(Part::Nodes) {
             report.nodes = self.scratch(|folder| self.nodes(folder))?;
@@ -175,14 +186,14 @@ impl Failover {
         }
     }
 
-    fn start(&self, folder: &Path, brokers: u32, rebalance: bool) -> anyhow::Result<Cluster> {
+    fn start(&self, folder: &Path, brokers: u32, controllers: Controllers) -> anyhow::Result<Cluster> {
         Cluster::start(
             &self.forebay,
             &self.etcd,
             folder,
             STORAGE_NODES,
             brokers,
-            rebalance,
+            controllers,
         )
     }
 
@@ -195,8 +206,8 @@ impl Failover {
     }
 
     /// Each round a new broker is started, and the one that owns everything is killed.
-    fn brokers(&self, folder: &Path, partitions: u32) -> anyhow::Result<Takeover> {
-        let mut cluster = self.start(folder, 1, false)?;
+    fn brokers(&self, folder: &Path, partitions: u32, controllers: Controllers) -> anyhow::Result<Takeover> {
+        let mut cluster = self.start(folder, 1, controllers)?;
         let mut load = self.load(&cluster, partitions)?;
         load.await_all(Instant::now(), RECOVERED_MAX)?;
         let (mut detection, mut first, mut all, mut read) = (vec![], vec![], vec![], vec![]);
@@ -206,7 +217,7 @@ impl Failover {
             cluster.add_broker(owner + 1)?;
             std::thread::sleep(CALM);
             load.await_all(Instant::now(), RECOVERED_MAX)?;
-            let mut log = cluster.controller_log()?;
+            let mut log = cluster.controller_log(owner + 1)?;
             let read_before = cluster.node_metric("forebay_storage_recovery_bytes_total")?;
             let killed = kill(cluster.brokers.remove(&owner).context("no broker")?)?;
             let lost = BROKER_LOST.map(|text| format!("{text} broker={owner} "));
@@ -233,6 +244,7 @@ impl Failover {
         cluster.stop()?;
         Ok(Takeover {
             partitions,
+            leads: controllers == Controllers::WithBrokers,
             rounds: self.rounds,
             detection: Spread::of(detection),
             first: Spread::of(first),
@@ -243,7 +255,7 @@ impl Failover {
     }
 
     fn nodes(&self, folder: &Path) -> anyhow::Result<Vec<Loss>> {
-        let mut cluster = self.start(folder, 1, false)?;
+        let mut cluster = self.start(folder, 1, Controllers::Apart { rebalance: false })?;
         let mut load = self.load(&cluster, PARTITIONS)?;
         load.await_all(Instant::now(), RECOVERED_MAX)?;
         let mut losses = Vec::new();
@@ -349,7 +361,7 @@ impl Failover {
 
     fn drain(&self, folder: &Path) -> anyhow::Result<Restart> {
         const BROKERS: u32 = 3;
-        let mut cluster = self.start(folder, BROKERS, true)?;
+        let mut cluster = self.start(folder, BROKERS, Controllers::Apart { rebalance: true })?;
         let mut load = self.load(&cluster, PARTITIONS)?;
         load.await_all(Instant::now(), RECOVERED_MAX)?;
         std::thread::sleep(CALM);
@@ -426,8 +438,13 @@ fn largest_gap(samples: &[Sample]) -> f64 {
 
 impl Takeover {
     fn print(&self) {
+        let leads = if self.leads {
+            ", the leading controller,"
+        } else {
+            ""
+        };
         println!(
-            "owner of {} partitions killed, {} times",
+            "owner of {} partitions{leads} killed, {} times",
             self.partitions, self.rounds
         );
         println!("  detection              {} ms", self.detection);

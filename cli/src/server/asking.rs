@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_meta::controller::{Balancing, Holders, Probe, ProbeError};
+use forebay_meta::controller::{Balancing, Holders, ProbeError, Probes};
 use forebay_proto::v1;
 use forebay_proxy::Control;
 use forebay_record::{BrokerId, PartitionId};
@@ -12,24 +12,36 @@ use forebay_runtime::clock::Clock;
 /// A broker that refuses a ping is asked once more after this long.
 const REFUSED_AGAIN: Duration = Duration::from_millis(50);
 
-/// How the controller pings brokers.
+/// How the controller pings brokers, and the leader among controllers.
 #[must_use]
-pub fn probe(control: &Control, clock: &Arc<dyn Clock>) -> Probe {
-    let (control, clock) = (control.clone(), Arc::clone(clock));
-    Arc::new(move |id, address| {
-        let (control, clock) = (control.clone(), Arc::clone(&clock));
-        Box::pin(async move {
-            match ping(&control, id, &address).await {
-                // A connection that has just ended, or a full backlog, looks the same as a process
-                // that is gone: only the second time it is one.
-                Err(ProbeError::Refused) => {
-                    clock.sleep(REFUSED_AGAIN).await;
-                    ping(&control, id, &address).await
-                }
-                answered => answered,
-            }
-        })
-    })
+pub fn probes(control: &Control, clock: &Arc<dyn Clock>) -> Probes {
+    let (to_brokers, to_leader) = (control.clone(), control.clone());
+    let (broker_clock, leader_clock) = (Arc::clone(clock), Arc::clone(clock));
+    Probes {
+        broker: Arc::new(move |id, address| {
+            let (control, clock) = (to_brokers.clone(), Arc::clone(&broker_clock));
+            Box::pin(async move { twice(&*clock, || ping(&control, id, &address)).await })
+        }),
+        leader: Arc::new(move |address| {
+            let (control, clock) = (to_leader.clone(), Arc::clone(&leader_clock));
+            Box::pin(async move { twice(&*clock, || answers(&control, &address)).await })
+        }),
+    }
+}
+
+/// A connection that has just ended, or a full backlog, looks the same as a process that is gone: only
+/// the second time it is one.
+async fn twice<F: Future<Output = Result<(), ProbeError>>>(
+    clock: &dyn Clock,
+    ping: impl Fn() -> F,
+) -> Result<(), ProbeError> {
+    match ping().await {
+        Err(ProbeError::Refused) => {
+            clock.sleep(REFUSED_AGAIN).await;
+            ping().await
+        }
+        answered => answered,
+    }
 }
 
 async fn ping(control: &Control, id: BrokerId, address: &str) -> Result<(), ProbeError> {
@@ -40,6 +52,16 @@ async fn ping(control: &Control, id: BrokerId, address: &str) -> Result<(), Prob
         Ok(_) => Ok(()),
         Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
         Err(_) => Err(ProbeError::Timeout),
+    }
+}
+
+/// Whether a process answers calls, be it that it serves no broker.
+async fn answers(control: &Control, address: &str) -> Result<(), ProbeError> {
+    let process = control.broker(address).map_err(|_| ProbeError::Timeout)?;
+    match process.ping(tonic::Request::new(v1::PingRequest {})).await {
+        Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
+        Err(status) if status.code() != tonic::Code::Unimplemented => Err(ProbeError::Timeout),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

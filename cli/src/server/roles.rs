@@ -445,7 +445,7 @@ fn start_controller(process: &Process, config: &Config, site: &Site, control: &C
         site.control_address.clone(),
         Arc::clone(&process.clock),
         Arc::clone(&process.random),
-        asking::probe(control, &process.clock),
+        asking::probes(control, &process.clock),
         asking::holders(control),
         asking::balancing(control, config.controller.rebalance),
         &process.tasks,

@@ -1,6 +1,9 @@
 //! Who leads: whoever holds the leased key `/controller`.
 //!
-//! 1. If the key is there, watch it until it vanishes.
+//! 1. If the key is there, watch it until it vanishes, and ping who holds it. An address that answered and
+//!    then refuses connections has lost its process: the key is removed, without waiting for the lease, by
+//!    a transaction that compares the leadership. Silence, or an address that never answered, proves
+//!    nothing: candidates that cannot reach each other must not depose each other in turn.
 //! 2. Take a lease and create the key under it, provided that it is absent.
 //! 3. The revision at which it came to be names the leadership. Every transaction of a leader
 //!    compares it, so whatever a deposed one still has on its way cannot land.
@@ -11,13 +14,15 @@ use std::pin::pin;
 use std::time::Duration;
 
 use forebay_proto::stored::ControllerRecord;
+use forebay_runtime::clock::timeout;
 use futures_util::future::{Either, select};
 
+use super::health::{PING_EVERY, PING_TIMEOUT, ProbeError};
 use super::{Candidate, Stop};
-use crate::failure::MetaFailure;
+use crate::failure::{MetaFailure, decode};
 use crate::keys;
 use crate::record::encode;
-use crate::store::{Compare, LeaseKeeper, Op, Revision, Txn, TxnError, WatchError, WatchKind};
+use crate::store::{Compare, Entry, LeaseKeeper, Op, Revision, Txn, TxnError, WatchError, WatchKind};
 
 /// How long the key outlives a leader that is gone.
 const TTL: Duration = Duration::from_secs(5);
@@ -31,7 +36,9 @@ const FAILURES_QUIET: u32 = 3;
 enum Outcome {
     Won(LeaseKeeper, Revision),
     /// Somebody leads, as of this revision.
-    Taken(Revision),
+    Taken(Entry, Revision),
+    /// Nobody does any more.
+    Vacant,
 }
 
 impl Candidate {
@@ -44,7 +51,8 @@ impl Candidate {
         loop {
             let waited = match self.stand().await {
                 Ok(Outcome::Won(keeper, election)) => return Ok((keeper, election)),
-                Ok(Outcome::Taken(revision)) => self.vacant(revision).await,
+                Ok(Outcome::Taken(leader, revision)) => self.vacant(&leader, revision).await,
+                Ok(Outcome::Vacant) => Ok(()),
                 Err(failure) => Err(Stop::from(failure)),
             };
             match waited {
@@ -91,8 +99,8 @@ impl Candidate {
 
     async fn stand(&self) -> Result<Outcome, MetaFailure> {
         let (entry, revision) = self.store.get(keys::CONTROLLER).await?;
-        if entry.is_some() {
-            return Ok(Outcome::Taken(revision));
+        if let Some(leader) = entry {
+            return Ok(Outcome::Taken(leader, revision));
         }
         let keeper = self.store.lease_grant(TTL).await?;
         let value = encode(&ControllerRecord { id: self.id.clone() });
@@ -106,12 +114,15 @@ impl Candidate {
                 Ok(reply) if reply.succeeded => return Ok(Outcome::Won(keeper, reply.revision)),
                 Ok(reply) => {
                     let holder = reply.reads.into_iter().next().flatten();
-                    return match holder.filter(|entry| entry.lease == Some(keeper.id())) {
+                    return match holder {
                         // An earlier send landed.
-                        Some(entry) => Ok(Outcome::Won(keeper, entry.create_revision)),
-                        None => {
+                        Some(entry) if entry.lease == Some(keeper.id()) => {
+                            Ok(Outcome::Won(keeper, entry.create_revision))
+                        }
+                        holder => {
                             keeper.revoke().await?;
-                            Ok(Outcome::Taken(reply.revision))
+                            Ok(holder
+                                .map_or(Outcome::Vacant, |leader| Outcome::Taken(leader, reply.revision)))
                         }
                     };
                 }
@@ -121,8 +132,20 @@ impl Candidate {
         }
     }
 
+    /// Waits until the key vanishes, and sees to it where its holder's process is gone.
+    async fn vacant(&self, leader: &Entry, since: Revision) -> Result<(), Stop> {
+        let gone = pin!(self.lose(leader));
+        match select(pin!(self.vanished(since)), gone).await {
+            Either::Left((vanished, _)) => vanished,
+            Either::Right((lost, _)) => {
+                lost?;
+                self.depose(leader).await
+            }
+        }
+    }
+
     /// Waits until the key vanishes.
-    async fn vacant(&self, since: Revision) -> Result<(), Stop> {
+    async fn vanished(&self, since: Revision) -> Result<(), Stop> {
         let mut watch = self.store.watch(keys::CONTROLLER, since);
         loop {
             match watch.next().await {
@@ -140,5 +163,32 @@ impl Candidate {
                 None => return Err(Stop::Closed),
             }
         }
+    }
+
+    /// Waits until a leader that answered refuses connections.
+    async fn lose(&self, leader: &Entry) -> Result<(), MetaFailure> {
+        let record: ControllerRecord = decode(leader)?;
+        let mut answered = false;
+        loop {
+            let ping = (self.probes.leader)(record.id.clone());
+            match timeout(&*self.clock, PING_TIMEOUT, ping).await {
+                Ok(Ok(())) => answered = true,
+                Ok(Err(ProbeError::Refused)) if answered => {
+                    tracing::info!(id = self.id, leader = record.id, "the leading controller is gone");
+                    return Ok(());
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+            self.clock.sleep(PING_EVERY).await;
+        }
+    }
+
+    /// Ends a leadership, if it is still this one.
+    async fn depose(&self, leader: &Entry) -> Result<(), Stop> {
+        let still = Compare::CreateRevision(keys::CONTROLLER.to_owned(), leader.create_revision);
+        let txn = Txn::new().when(still).then(Op::delete(keys::CONTROLLER));
+        // Whether it is, or is not, or that is unknown: the key is looked at next.
+        self.store.txn(txn).await.map_err(MetaFailure::from)?;
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The controller: elects a leader, which pings brokers and says where partitions should be.
 //!
-//! 1. Every process with the role is a candidate ([`election`](self)); one of them leads.
+//! 1. Every process with the role is a candidate ([`election`](self)); one of them leads, and the others
+//!    ping it.
 //! 2. The leader follows topics, broker sessions and wishes, and pings the brokers.
 //! 3. It writes wishes for partitions that have no live broker ([`plan_placement`]). Brokers follow
 //!    the wishes and take the partitions by a grant of their own: a wish is a hint, the grant is
@@ -43,7 +44,7 @@ pub use drain::{Ask, Holders};
 pub use health::{Illness, ProbeError};
 pub use moves::{Balancing, Weigh};
 pub use place::{Placement, plan_placement};
-pub use probe::Probe;
+pub use probe::{Probe, ProbeLeader, Probes};
 pub use status::{BrokerStatus, Status};
 
 use crate::failure::MetaFailure;
@@ -108,7 +109,7 @@ impl Controller {
         id: String,
         clock: Arc<dyn Clock>,
         random: Arc<dyn Random>,
-        probe: Probe,
+        probes: Probes,
         holders: Holders,
         balancing: Balancing,
         tasks: &Tasks,
@@ -122,7 +123,7 @@ impl Controller {
             id,
             clock,
             random,
-            probe,
+            probes,
             holders,
             balancing,
             metrics,
@@ -166,7 +167,7 @@ struct Candidate {
     id: String,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
-    probe: Probe,
+    probes: Probes,
     holders: Holders,
     balancing: Balancing,
     metrics: ControllerMetrics,
@@ -219,7 +220,7 @@ impl Candidate {
         let (sick_tx, sick) = watch::channel(Sick::new());
         let prober = Prober {
             clock: Arc::clone(&self.clock),
-            probe: Arc::clone(&self.probe),
+            probe: Arc::clone(&self.probes.broker),
             patients: patients_rx,
             sick: sick_tx,
             failed: self.metrics.pings_failed.clone(),

@@ -21,6 +21,18 @@ use super::health::{Health, Illness, PING_EVERY, PING_TIMEOUT, ProbeError};
 /// Pings a broker at its control address.
 pub type Probe = Arc<dyn Fn(BrokerId, String) -> BoxFuture<'static, Result<(), ProbeError>> + Send + Sync>;
 
+/// Pings the process of another controller at its address, which is its id.
+pub type ProbeLeader = Arc<dyn Fn(String) -> BoxFuture<'static, Result<(), ProbeError>> + Send + Sync>;
+
+/// How a controller pings others.
+#[derive(Clone)]
+pub struct Probes {
+    /// The leader brokers.
+    pub broker: Probe,
+    /// The other candidates the leader.
+    pub leader: ProbeLeader,
+}
+
 /// Whom to ping: brokers with a session, and where.
 pub(super) type Patients = BTreeMap<BrokerId, (SessionId, String)>;
 /// Who counts as dead, in which session and why.
@@ -57,6 +69,12 @@ impl Prober {
                     Some((broker, session, outcome)) = flying.next(), if !flying.is_empty() => {
                         flying_to.remove(&broker);
                         self.on_ping(&mut health, broker, session, outcome);
+                    }
+                    // Who was not known yet need not wait for the next round.
+                    Ok(()) = self.patients.changed() => {
+                        if self.patients.borrow().keys().any(|broker| !health.contains_key(broker)) {
+                            break;
+                        }
                     }
                     () = &mut round => break,
                 }

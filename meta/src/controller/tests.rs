@@ -68,14 +68,22 @@ fn controller(
         brokers: ask(&left),
         nodes: ask(&left),
     };
-    controller_with(world, store, clock, ill, holders, id)
+    controller_with(world, store, clock, probes(ill), holders, id)
+}
+
+/// Pings of brokers as in `ill`, and of leaders that are always there.
+fn probes(ill: &Ill) -> Probes {
+    Probes {
+        broker: probe(ill),
+        leader: Arc::new(|_| std::future::ready(Ok(())).boxed()),
+    }
 }
 
 fn controller_with(
     world: &World,
     store: Arc<dyn MetaStore>,
     clock: Arc<dyn Clock>,
-    ill: &Ill,
+    probes: Probes,
     holders: Holders,
     id: &str,
 ) -> Controller {
@@ -85,7 +93,7 @@ fn controller_with(
         id.to_owned(),
         clock,
         Arc::new(OsRandom),
-        probe(ill),
+        probes,
         holders,
         balancing(),
         &tasks,
@@ -399,6 +407,63 @@ async fn of_two_controllers_one_leads_and_the_other_takes_over() {
     second.shutdown().await;
 }
 
+/// Its lease would last for five seconds more.
+#[tokio::test]
+async fn a_leader_whose_address_refuses_after_it_answered_is_replaced_and_one_that_never_answered_is_not() {
+    for (before, after, replaced) in [
+        (Ok(()), Err(ProbeError::Refused), true),
+        (Ok(()), Err(ProbeError::Timeout), false),
+        (Err(ProbeError::Refused), Err(ProbeError::Refused), false),
+    ] {
+        let world = World::new().await;
+        let first = lead(&world, "c1");
+        let begun = shows(&first, "c1 leads", |status| status.leader).await;
+        let answers = Arc::new(Mutex::new((before, 0)));
+        let asked = Arc::clone(&answers);
+        let probes = Probes {
+            broker: probe(&Ill::default()),
+            leader: Arc::new(move |_| {
+                let mut answers = asked.lock();
+                answers.1 += 1;
+                std::future::ready(answers.0).boxed()
+            }),
+        };
+        let clock = ManualClock::new(0);
+        let left = Left::default();
+        let holders = Holders {
+            brokers: ask(&left),
+            nodes: ask(&left),
+        };
+        let store = Arc::clone(&world.store);
+        let second = controller_with(&world, store, Arc::new(clock.clone()), probes, holders, "c2");
+        let pinged = async |times: u32| {
+            eventually("pings", || async {
+                clock.advance(Duration::from_millis(100));
+                answers.lock().1 >= times
+            })
+            .await;
+        };
+        pinged(3).await;
+        assert_eq!(first.status().election, begun.election);
+        *answers.lock() = (after, 0);
+        if replaced {
+            eventually("another leadership", || async {
+                clock.advance(Duration::from_millis(100));
+                let leader = [&first, &second]
+                    .into_iter()
+                    .find_map(|one| one.status().election);
+                leader > begun.election
+            })
+            .await;
+        } else {
+            pinged(10).await;
+            assert_eq!(first.status().election, begun.election, "{before:?}, {after:?}");
+        }
+        first.shutdown().await;
+        second.shutdown().await;
+    }
+}
+
 #[tokio::test]
 async fn a_leader_whose_key_was_taken_changes_nothing_and_stands_again() {
     let world = World::new().await;
@@ -556,7 +621,7 @@ async fn a_deleted_record_goes_when_neither_owner_nor_any_storage_node_has_anyth
     };
     let ill = Ill::default();
     let store = Arc::clone(&world.store);
-    let controller = controller_with(&world, store, Arc::new(clock.clone()), &ill, holders, "c");
+    let controller = controller_with(&world, store, Arc::new(clock.clone()), probes(&ill), holders, "c");
     topics::delete(&*world.store, "a").await.unwrap();
     // Waits until somebody was asked again, twice: the first answer may be older than the change.
     let asked_again = async |address: &str| {

@@ -478,7 +478,7 @@ async fn start(world: &World, id: HostId, boot: u64, tasks: &Tasks) -> anyhow::R
                 control_address.clone(),
                 Arc::clone(&clock),
                 Arc::clone(&random),
-                asking::probe(&control, &clock),
+                asking::probes(&control, &clock),
                 asking::holders(&control),
                 asking::balancing(&control, true),
                 tasks,
