@@ -36,11 +36,11 @@ async fn twice<F: Future<Output = Result<(), ProbeError>>>(
     ping: impl Fn() -> F,
 ) -> Result<(), ProbeError> {
     match ping().await {
-        Err(ProbeError::Refused) => {
+        Ok(()) => Ok(()),
+        Err(_) => {
             clock.sleep(REFUSED_AGAIN).await;
             ping().await
         }
-        answered => answered,
     }
 }
 
@@ -55,14 +55,26 @@ async fn ping(control: &Control, id: BrokerId, address: &str) -> Result<(), Prob
     }
 }
 
-/// Whether a process answers calls, be it that it serves no broker.
+/// Whether a process answers calls, be it that it serves no broker. Only a connection that its machine
+/// refuses says that it is gone: who is cut off himself must not think so of a leader.
 async fn answers(control: &Control, address: &str) -> Result<(), ProbeError> {
     let process = control.broker(address).map_err(|_| ProbeError::Timeout)?;
     match process.ping(tonic::Request::new(v1::PingRequest {})).await {
-        Err(status) if status.code() == tonic::Code::Unavailable => Err(ProbeError::Refused),
+        Err(status) if is_refused(&status) => Err(ProbeError::Refused),
         Err(status) if status.code() != tonic::Code::Unimplemented => Err(ProbeError::Timeout),
         Ok(_) | Err(_) => Ok(()),
     }
+}
+
+fn is_refused(status: &tonic::Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return error.kind() == std::io::ErrorKind::ConnectionRefused;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// How the controller asks brokers how much their partitions have.
@@ -117,5 +129,50 @@ pub fn holders(control: &Control) -> Holders {
                 Ok(held.into_iter().map(PartitionId).collect())
             })
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use forebay_runtime::clock::SystemClock;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_leader_is_gone_where_its_address_refuses_and_not_where_it_says_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let ask = |control: Control| (probes(&control, &clock).leader)(address.clone());
+        let closing = tokio::spawn(async move {
+            loop {
+                drop(listener.accept().await.unwrap());
+            }
+        });
+        assert_eq!(
+            ask(Control::new()).await,
+            Err(ProbeError::Timeout),
+            "ends connections"
+        );
+        closing.abort();
+        assert!(closing.await.unwrap_err().is_cancelled());
+        assert_eq!(ask(Control::new()).await, Err(ProbeError::Refused));
+
+        let listener = TcpListener::bind(address.trim_start_matches("http://"))
+            .await
+            .unwrap();
+        let (health, service) = tonic_health::server::health_reporter();
+        drop(health);
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let serving = tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming),
+        );
+        assert_eq!(ask(Control::new()).await, Ok(()), "serves no broker");
+        serving.abort();
     }
 }
