@@ -19,6 +19,8 @@ use forebay_tests::load::{self, Sent, Verdict};
 const TOPIC: &str = "numbers";
 const PARTITIONS: u32 = 4;
 const WRITERS: u32 = 2;
+/// A killed broker's session lasts ten seconds.
+const SESSIONS_END: Duration = Duration::from_secs(30);
 
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_forebay-under-test"))
@@ -145,6 +147,11 @@ async fn brokers_that_are_given_their_ids_follow_each_other_and_lose_nothing() {
     cluster.brokers[0].restart().unwrap();
     cluster.brokers[1].stop().unwrap();
     wait_for_progress(&run.client, "with the one that came third").await;
+    // The session of the one that was killed ends by itself.
+    let until = Instant::now() + SESSIONS_END;
+    while broker_ids(&run.client).await != [1003] && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     assert_eq!(broker_ids(&run.client).await, [1003]);
     run.end("brokers without a configured id").await;
 }
