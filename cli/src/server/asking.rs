@@ -9,7 +9,7 @@ use forebay_proxy::Control;
 use forebay_record::{BrokerId, PartitionId};
 use forebay_runtime::clock::Clock;
 
-/// A broker that refuses a ping is asked once more after this long.
+/// Who fails a ping is asked once more after this long.
 const REFUSED_AGAIN: Duration = Duration::from_millis(50);
 
 /// How the controller pings brokers, and the leader among controllers.
@@ -144,26 +144,22 @@ mod tests {
     #[tokio::test]
     async fn a_leader_is_gone_where_its_address_refuses_and_not_where_it_says_nothing() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let address_of = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+        let address = address_of(&listener);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let ask = |control: Control| (probes(&control, &clock).leader)(address.clone());
+        let ask = |address: &str| (probes(&Control::new(), &clock).leader)(address.to_owned());
         let closing = tokio::spawn(async move {
             loop {
                 drop(listener.accept().await.unwrap());
             }
         });
-        assert_eq!(
-            ask(Control::new()).await,
-            Err(ProbeError::Timeout),
-            "ends connections"
-        );
+        assert_eq!(ask(&address).await, Err(ProbeError::Timeout), "ends connections");
         closing.abort();
         assert!(closing.await.unwrap_err().is_cancelled());
-        assert_eq!(ask(Control::new()).await, Err(ProbeError::Refused));
+        assert_eq!(ask(&address).await, Err(ProbeError::Refused));
 
-        let listener = TcpListener::bind(address.trim_start_matches("http://"))
-            .await
-            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = address_of(&listener);
         let (health, service) = tonic_health::server::health_reporter();
         drop(health);
         let incoming = tonic::transport::server::TcpIncoming::from(listener);
@@ -172,7 +168,7 @@ mod tests {
                 .add_service(service)
                 .serve_with_incoming(incoming),
         );
-        assert_eq!(ask(Control::new()).await, Ok(()), "serves no broker");
+        assert_eq!(ask(&address).await, Ok(()), "serves no broker");
         serving.abort();
     }
 }
